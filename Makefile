@@ -1,0 +1,129 @@
+# The commands of daily work. Every step leaves a stamp below build/, so that a second run does only what is new.
+#
+#   make run       fetch, build, pull the default model, and write text with it
+#   make test      build and run the tests, without the slow ones; `make test-all` runs all
+#   make lint      every static check
+#   make bench     pyllm beside llama.cpp's own programs
+#   make asan      the tests of the core under the address sanitizer
+#   make wheel     the source archive, and a portable wheel made from it
+#   make clean     remove what is quick to make again; llama.cpp's own build folders stay
+
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c '$(RECENT)' 2>/dev/null && echo $$name && break; done)
+VENV ?= .venv
+MODEL ?= smollm2
+PROMPT ?= Once upon a time, in a small village by the sea,
+PYTEST_ARGS ?=
+
+define REQUIREMENTS
+import itertools, tomllib
+with open("pyproject.toml", "rb") as file:
+    data = tomllib.load(file)
+project = data["project"]
+extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
+names = {*data["build-system"]["requires"], *project["dependencies"], *extras}
+print(*sorted(name for name in names if not name.startswith("pyllm")), sep="\n")
+endef
+export REQUIREMENTS
+
+PY := $(VENV)/bin/python
+STAMPS := build/stamps
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# cython-lint looks for pycodestyle there.
+export PATH := $(abspath $(VENV)/bin):$(PATH)
+
+SOURCES := $(shell find pyx -type f 2>/dev/null) setup.py llama_cpp_src/PIN.toml llama_cpp_src/fetch.py \
+	llama_cpp_src/cmake_build.py
+
+step = @printf '\n==> %s\n' "$(1)"
+
+.PHONY: run test test-all lint bench asan wheel tools build fetch clean help
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+
+$(PY):
+	$(call step,creating the environment $(VENV))
+	@$(or $(PYTHON),false) -c '$(RECENT)' 2>/dev/null || { \
+		echo "pyllm needs Python 3.11 or later. Name one, as in: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "$(PYTHON) cannot create an environment (Debian: apt install python3-venv)." >&2; exit 1; }
+
+# What pyproject.toml asks of the build, and everything the tests and checks use.
+$(STAMPS)/environment: pyproject.toml | $(PY)
+	$(call step,installing what the build and the tests need)
+	@mkdir -p $(STAMPS)
+	@$(PY) -m pip install --quiet --upgrade "pip>=23" "setuptools>=77" wheel
+	@$(PY) -c "$$REQUIREMENTS" > build/requirements.txt
+	@$(PY) -m pip install --quiet --progress-bar off --requirement build/requirements.txt
+	@touch $@
+
+fetch: | $(PY)
+	$(call step,llama.cpp: sources)
+	@$(PY) llama_cpp_src/fetch.py
+
+$(STAMPS)/build: $(STAMPS)/environment $(SOURCES)
+	$(call step,llama.cpp: sources)
+	@$(PY) llama_cpp_src/fetch.py
+	$(call step,building (the first time this takes minutes))
+	@$(PY) setup.py -q build_ext --inplace
+	@touch $@
+
+$(STAMPS)/install: $(STAMPS)/build pyproject.toml
+	$(call step,installing pyllm into $(VENV))
+	@PYTHONWARNINGS="ignore:Editable installation" $(PY) -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+build: $(STAMPS)/install
+
+run: build
+	$(call step,pulling the model $(MODEL))
+	@$(VENV)/bin/pyllm pull $(MODEL)
+	$(call step,generating text)
+	@$(VENV)/bin/pyllm run $(MODEL) "$(PROMPT)" -n 96
+
+test: build
+	$(call step,tests without the slow ones)
+	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: build
+	$(call step,all tests)
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: build
+	$(call step,ruff)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	$(call step,cython-lint)
+	@$(VENV)/bin/cython-lint pyx
+	$(call step,mypy)
+	@$(VENV)/bin/mypy
+	$(call step,stubtest)
+	@$(PY) -m mypy.stubtest pyllm.core --concise $(if $(wildcard tests/typing/stubtest-allowlist.txt),--allowlist tests/typing/stubtest-allowlist.txt)
+
+# Upstream's own programs, built in the same folder with the same flags, for comparisons.
+tools: build
+	$(call step,llama.cpp: llama-bench llama-completion llama-perplexity)
+	@$(VENV)/bin/cmake --build build/cmake-native --target llama-bench llama-completion llama-perplexity
+
+bench: tools
+	$(call step,benchmarks)
+	@$(PY) benchmarks/run.py
+
+# A whole second copy of the package, built with the sanitizer, that only this target imports.
+asan: build
+	$(call step,building with the address sanitizer)
+	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
+	$(call step,tests under the address sanitizer)
+	@scripts/asan $(PY) build/asan tests/core tests/lifetime $(PYTEST_ARGS)
+
+wheel: $(STAMPS)/environment
+	$(call step,source archive and wheel)
+	@PYLLM_PORTABLE=1 $(PY) -m build
+
+clean:
+	@rm -rf build/stamps build/cython build/cython-ft build/ext-* build/asan build/lib* build/bdist* build/requirements.txt \
+		dist *.egg-info pyllm/include pyllm/lib .pytest_cache .ruff_cache .mypy_cache
+	@find pyllm -name '*.so' -delete -o -name '*.pxd' -delete -o -name '*.hpp' -delete
