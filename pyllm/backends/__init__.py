@@ -1,0 +1,1 @@
+"""Where backend modules (CPU variants, CUDA, Vulkan, …) come from."""

@@ -1,0 +1,46 @@
+from collections.abc import Sequence
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Batch:
+    def __new__(cls, n_tokens: int = 512, *, n_seq_max: int = 1) -> Self: ...
+    @staticmethod
+    def from_arrays(
+        tokens: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        *,
+        pos: ArrayLike | None = None,
+        seq_ids: ArrayLike | None = None,
+        outputs: str | ArrayLike = "last",
+        embeddings: ArrayLike | None = None,
+    ) -> Batch: ...
+    def clear(self) -> Self: ...
+    def add(self, token: int, pos: int, seq_ids: int | Sequence[int] = (0,), *, output: bool = False) -> int: ...
+    def add_sequence(
+        self,
+        tokens: Sequence[int] | NDArray[np.integer[Any]],
+        pos: int = 0,
+        seq_id: int = 0,
+        *,
+        outputs: str | ArrayLike = "last",
+    ) -> range: ...
+    def __len__(self) -> int: ...
+    @property
+    def capacity(self) -> int: ...
+    @property
+    def n_seq_max(self) -> int: ...
+    @property
+    def n_embd(self) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def tokens(self) -> NDArray[np.int32] | None: ...
+    @property
+    def pos(self) -> NDArray[np.int32] | None: ...
+    @property
+    def seq_ids(self) -> list[tuple[int, ...]]: ...
+    @property
+    def outputs(self) -> NDArray[np.bool_]: ...

@@ -1,0 +1,3 @@
+from typing import Never
+
+def raise_cpp(kind: str, what: bytes) -> Never: ...

@@ -1,0 +1,1 @@
+TENSOR_TYPES: tuple[str, ...]

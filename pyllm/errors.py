@@ -1,0 +1,149 @@
+"""Every exception that pyllm raises.
+
+Each class is a :class:`PyllmError` and, beside it, the builtin exception that fits, so that
+``except ValueError`` and ``except OSError`` keep working in code that has never heard of pyllm.
+"""
+
+from __future__ import annotations
+
+
+class PyllmError(Exception):
+    """The base of all pyllm errors.
+
+    Attributes:
+        code: The return code of the C function, or None where it has none.
+        function: The name of the C function that failed, or None.
+        log: The warnings and errors that llama.cpp logged during the failing call, oldest first.
+            llama.cpp explains its failures only there.
+    """
+
+    code: int | None
+    function: str | None
+    log: tuple[str, ...]
+
+    def __init__(
+        self,
+        *args: object,
+        code: int | None = None,
+        function: str | None = None,
+        log: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(*args)
+        self.code = code
+        self.function = function
+        self.log = tuple(log)
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if self.log:
+            text += "\nllama.cpp said:\n" + "\n".join(f"  {line}" for line in self.log)
+        return text
+
+
+class ClosedError(PyllmError, ValueError):
+    """A method was called on an object that was closed, or whose model was."""
+
+
+class ForkError(PyllmError, RuntimeError):
+    """An object made in the parent process was used in a forked child."""
+
+
+class ReentrantError(PyllmError, RuntimeError):
+    """An object was used from a callback of a call that is using it."""
+
+
+class BackendAssertError(PyllmError, RuntimeError):
+    """An assertion inside llama.cpp or ggml failed. The call was unwound; the process goes on."""
+
+
+class BackendError(PyllmError, RuntimeError):
+    """A C++ exception came out of llama.cpp, or a backend could not be loaded."""
+
+
+class OutOfMemoryError(PyllmError, MemoryError):
+    """llama.cpp could not allocate memory."""
+
+
+class GrammarError(PyllmError, ValueError):
+    """A GBNF grammar could not be parsed."""
+
+
+class InvalidArgumentError(PyllmError, ValueError):
+    """An argument has a value that llama.cpp cannot work with."""
+
+
+class UnknownArgumentError(PyllmError, TypeError):
+    """A keyword argument has a name that does not exist."""
+
+
+class ModelLoadError(PyllmError, OSError):
+    """A model file could not be loaded."""
+
+    def __str__(self) -> str:
+        return PyllmError.__str__(self)
+
+
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """The model file does not exist."""
+
+
+class UnknownModelError(PyllmError, LookupError):
+    """The name is neither a file nor the alias of a known model."""
+
+
+class ContextError(PyllmError, RuntimeError):
+    """A context could not be created."""
+
+
+class InvalidBatchError(PyllmError, ValueError):
+    """A batch cannot be decoded as it stands: ids, positions or sizes are out of range."""
+
+
+class DecodeError(PyllmError, RuntimeError):
+    """llama_decode or llama_encode failed."""
+
+
+class NoKVSlotError(DecodeError):
+    """The KV cache has no room for the batch. The memory is as it was before the call."""
+
+
+class DecodeAborted(DecodeError):
+    """A decode was aborted. The micro-batches that were done stay in the memory."""
+
+
+class StaleLogitsError(PyllmError, RuntimeError):
+    """Logits or embeddings were read after a newer decode had replaced them."""
+
+
+class NoOutputError(PyllmError, LookupError):
+    """The last decode gave no output at that index."""
+
+
+class SamplerError(PyllmError, RuntimeError):
+    """A sampler cannot be used as asked, for example a chain that never selects a token."""
+
+
+class TokenizeError(PyllmError, ValueError):
+    """Text could not be tokenized, or tokens could not be turned into text."""
+
+
+class GGUFError(PyllmError, ValueError):
+    """A GGUF file is malformed, or a value does not fit the format."""
+
+
+class DownloadError(PyllmError, OSError):
+    """A file could not be downloaded."""
+
+    def __str__(self) -> str:
+        return PyllmError.__str__(self)
+
+
+class ChecksumError(DownloadError):
+    """A downloaded file is not the one that was asked for."""
+
+
+class MissingDependencyError(PyllmError, ImportError):
+    """An optional package is needed for this and is not installed."""
+
+
+__all__ = [name for name, value in list(globals().items()) if isinstance(value, type) and issubclass(value, PyllmError)]

@@ -1,0 +1,67 @@
+"""A model at work: the KV cache and the output buffer."""
+
+from libc.stdint cimport int32_t, int64_t
+from libcpp cimport bool
+
+from pyllm.core.batch cimport Batch
+from pyllm.core.context_params cimport ContextArguments
+from pyllm.core.model cimport Model
+from pyllm.core.resource cimport Resource
+from pyllm.core.threadpool cimport ThreadPool
+from pyllm.includes cimport llama as lib
+
+
+cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
+    cdef cppclass interrupt:
+        bool (*poll)(void * owner) noexcept
+        bool (*is_finalizing)() noexcept
+        void * owner
+
+        void begin(bool watch) noexcept
+        void request() noexcept
+        bool take_request() noexcept
+
+        @staticmethod
+        bool callback(void * data) noexcept
+
+
+cdef class Context(Resource):
+    cdef lib.llama_context * ptr
+    cdef readonly Model model             # must outlive the llama_context
+    cdef ThreadPool pool                  # attached to the llama_context; replaced when more threads are asked for
+    cdef interrupt stop                   # what llama.cpp asks between graph nodes
+    cdef object abort_callback_           # the user's, asked every 20 ms
+    cdef bint has_abort_callback
+    cdef int64_t decodes                  # counts decodes: outputs of an older one are stale
+    cdef int64_t unconfirmed              # floats that the buffer has if the decode that asked for them got so far
+    cdef readonly int32_t n_outputs       # rows that the last decode produced; 0 after a failed one
+    cdef int64_t reserved                 # floats that the output buffer has room for
+    cdef bint embeddings_                 # whether embeddings are output too
+    cdef bint kv_unified                  # one cache for all sequences
+    cdef bint bf16_keys                   # ggml cannot shift those
+    cdef bint poison                      # debug: outputs are copies that turn to NaN when they go stale
+    cdef dict shadows                     # debug: kind of output -> that copy
+    # constants of model and context, read once
+    cdef readonly int32_t n_vocab
+    cdef int32_t n_embd_out
+    cdef int32_t n_embd_inp
+    cdef int32_t n_pos_per_embd
+    cdef int32_t n_batch_
+    cdef int32_t n_ubatch_
+    cdef int32_t n_seq_max_
+
+    cdef lib.llama_context * require(self) except NULL
+    cdef int _read_constants(self, ContextArguments arguments) except -1
+    cdef int _attach_pool(self) except -1
+    cdef int _run(self, Batch batch, bint encode) except -1
+    cdef int _check_batch(self, Batch batch, bint encode) except -1
+    cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil
+    cdef _outputs(self, int kind)
+    cdef _ith(self, int kind, int32_t i)
+    cdef bint _has_logits(self)
+    cdef bint _has_token_embeddings(self)
+    cdef int prepare(self, int32_t n_outputs) except -1
+    # The one place that calls llama_decode. The caller holds the lock and has called prepare().
+    cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil
+    cdef int raise_for(self, int code, str function) except -1
+    cdef int sync_shadow(self) except -1

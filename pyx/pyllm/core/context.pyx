@@ -1,0 +1,697 @@
+"""A model at work: the KV cache and the output buffer (wraps ``llama_context``)."""
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.string cimport memcpy
+from libcpp cimport bool
+
+import numpy as np
+
+from pyllm import enums, errors
+from pyllm.core.arguments cimport int32
+from pyllm.core cimport error, guard, log
+from pyllm.core.batch cimport Batch
+from pyllm.core.context_params cimport ContextArguments
+from pyllm.core.memory cimport Memory
+from pyllm.core.model cimport Model
+from pyllm.core.outputs cimport EMBEDDINGS, LOGITS, wrap_outputs
+from pyllm.core.threadpool cimport ThreadPool
+from pyllm.includes cimport ggml
+from pyllm.includes cimport llama as lib
+
+
+cdef bool poll(void * owner) noexcept nogil:
+    cdef bool stop = True
+    if guard.begin_python():
+        stop = ask_python(owner)
+        guard.end_python()
+    return stop
+
+
+cdef bool ask_python(void * owner) noexcept with gil:
+    """Every 20 ms while llama.cpp computes: signals, then the user's abort callback."""
+    self = <Context> owner
+    try:
+        PyErr_CheckSignals()
+        return self.abort_callback_ is not None and (not not self.abort_callback_())
+    except BaseException as exception:
+        error.stash(exception)
+        return True
+
+
+@cython.no_gc_clear
+cdef class Context(Resource):
+    """A KV cache and an output buffer for one model: what decodes.
+
+    Two threads that use one context wait for each other; use one context for each thread that should run at the
+    same time. Close it with :meth:`close` or a ``with`` block.
+
+    Args:
+        model: The model. It is shared: any number of contexts can use it.
+        n_ctx: Size of the KV cache in tokens; 0 takes the model's training length.
+        n_batch: Most tokens that one decode takes.
+        n_ubatch: Most tokens that are computed at once.
+        n_seq_max: Number of sequences.
+        n_rs_seq: Snapshots of recurrent state kept for each sequence.
+        n_outputs_max: Most outputs of a micro-batch; 0 takes n_batch.
+        n_outputs_max_per_seq: Most outputs of a sequence.
+        reserve_outputs: Make room for so many output rows now, so that the buffer never has to move while views
+            on it are alive.
+        n_threads: Threads for generation; None takes the CPUs this process may use.
+        n_threads_batch: Threads for prompts; None takes n_threads.
+        ctx_type: "default" or "mtp".
+        rope_scaling_type: "none", "linear", "yarn" or "longrope".
+        pooling_type: "none", "mean", "cls", "last" or "rank".
+        attention_type: "causal" or "non_causal".
+        flash_attn_type: "auto", "enabled" or "disabled".
+        rope_freq_base: RoPE base frequency; 0 takes the model's.
+        rope_freq_scale: RoPE frequency scale; 0 takes the model's.
+        yarn_ext_factor: YaRN extrapolation mix; negative takes the model's.
+        yarn_attn_factor: YaRN magnitude scale.
+        yarn_beta_fast: YaRN low correction dimension.
+        yarn_beta_slow: YaRN high correction dimension.
+        yarn_orig_ctx: Context length before YaRN.
+        type_k: Data type of the K cache, e.g. "f16" or "q8_0".
+        type_v: Data type of the V cache.
+        embeddings: Output embeddings too.
+        offload_kqv: Keep the KV cache on the GPU.
+        no_perf: Do not measure; see :meth:`perf`.
+        op_offload: Compute operations on host tensors on the GPU.
+        swa_full: Keep a full-size cache for sliding-window layers.
+        kv_unified: One cache for all sequences instead of equal parts.
+        abort_callback: Called without arguments about every 20 ms during a decode; returning True aborts it. What
+            it raises is raised by the decode.
+        poison_stale: A debug switch: outputs are private copies, filled with NaN by the next decode, so that code
+            which keeps reading old arrays shows itself.
+
+    Raises:
+        ContextError: llama.cpp could not create it; ``.log`` holds its own words.
+        InvalidArgumentError: An argument is out of range.
+
+    Wraps ``llama_init_from_model``.
+    """
+
+    def __cinit__(
+        self, Model model not None, *, n_ctx=0, n_batch=None, n_ubatch=None, n_seq_max=None, n_rs_seq=None,
+        n_outputs_max=None, n_outputs_max_per_seq=None, reserve_outputs=0, n_threads=None,
+        n_threads_batch=None, ctx_type=None, rope_scaling_type=None, pooling_type=None, attention_type=None,
+        flash_attn_type=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None, yarn_attn_factor=None,
+        yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None, embeddings=None,
+        offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None, abort_callback=None,
+        bint poison_stale=False,
+    ):
+        cdef int32_t c_reserve_outputs = int32(reserve_outputs, "reserve_outputs")
+        self.ptr = NULL
+        self.model = model
+        self.shadows = {}
+        self.poison = poison_stale
+        arguments = ContextArguments(
+            n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
+            n_outputs_max=n_outputs_max, n_outputs_max_per_seq=n_outputs_max_per_seq, n_threads=n_threads,
+            n_threads_batch=n_threads_batch, ctx_type=ctx_type, rope_scaling_type=rope_scaling_type,
+            pooling_type=pooling_type, attention_type=attention_type, flash_attn_type=flash_attn_type,
+            rope_freq_base=rope_freq_base, rope_freq_scale=rope_freq_scale, yarn_ext_factor=yarn_ext_factor,
+            yarn_attn_factor=yarn_attn_factor, yarn_beta_fast=yarn_beta_fast, yarn_beta_slow=yarn_beta_slow,
+            yarn_orig_ctx=yarn_orig_ctx, type_k=type_k, type_v=type_v, embeddings=embeddings,
+            offload_kqv=offload_kqv, no_perf=no_perf, op_offload=op_offload, swa_full=swa_full,
+            kv_unified=kv_unified,
+        )
+        self.set_abort_callback(abort_callback)
+        self.stop.poll = poll
+        self.stop.is_finalizing = guard.is_finalizing
+        self.stop.owner = <void *> self
+        arguments.c.abort_callback = interrupt.callback
+        arguments.c.abort_callback_data = &self.stop
+
+        model.require()
+        if model.vocab_only:
+            raise errors.ContextError("the model was loaded with vocab_only=True and has no weights to compute with")
+        log.refresh()
+        guard.enter()
+        cdef lib.llama_model * c_model = model.use()
+        try:
+            with nogil:
+                self.ptr = lib.llama_init_from_model(c_model, arguments.c)
+            error.not_null(
+                self.ptr, "llama_init_from_model", errors.ContextError,
+                f"no context could be made for {model.path!r} with n_ctx={n_ctx}, n_seq_max={arguments.c.n_seq_max}",
+            )
+            self._attach_pool()
+            self._read_constants(arguments)  # fails when the model was closed meanwhile
+            model._register(self)
+        except BaseException:
+            if self.ptr != NULL:
+                lib.llama_free(self.ptr)  # now, while the model is still there
+                self.ptr = NULL
+            raise
+        finally:
+            model.done()
+        if reserve_outputs:
+            self._reserve(c_reserve_outputs)
+
+    cdef int _read_constants(self, ContextArguments arguments) except -1:
+        cdef lib.llama_model * c_model = self.model.require()
+        self.n_vocab = self.model.n_vocab
+        self.n_embd_out = lib.llama_model_n_embd_out(c_model)
+        self.n_embd_inp = lib.llama_model_n_embd_inp(c_model)
+        self.n_batch_ = <int32_t> lib.llama_n_batch(self.ptr)
+        self.n_ubatch_ = <int32_t> lib.llama_n_ubatch(self.ptr)
+        self.n_seq_max_ = <int32_t> lib.llama_n_seq_max(self.ptr)
+        self.embeddings_ = arguments.c.embeddings
+        self.kv_unified = arguments.c.kv_unified or self.n_seq_max_ == 1
+        self.bf16_keys = arguments.c.type_k == ggml.GGML_TYPE_BF16
+        self.n_pos_per_embd = 4 if self.model.rope_type in (enums.RopeType.MROPE, enums.RopeType.IMROPE) else 1
+        # llama.cpp makes room for one output of every sequence when it creates the context.
+        self.reserved = self._floats(self.n_seq_max_)
+        return 0
+
+    cdef int _attach_pool(self) except -1:
+        cdef int32_t n = max(lib.llama_n_threads(self.ptr), lib.llama_n_threads_batch(self.ptr))
+        if n > 1:
+            self.pool = ThreadPool(n)
+            lib.llama_attach_threadpool(self.ptr, self.pool.ptr, NULL)
+        return 0
+
+    def __dealloc__(self):
+        # In a forked child its threads do not exist, and freeing would wait for them.
+        # The GIL is kept: weak references are still alive here, and another thread must not come back with one.
+        cdef lib.llama_context * ptr = self.ptr
+        self.ptr = NULL
+        if ptr != NULL and not self.made_in_parent():
+            guard.set_quiet(True)
+            lib.llama_free(ptr)
+            guard.set_quiet(False)
+
+    cdef lib.llama_context * require(self) except NULL:
+        if self.ptr == NULL:
+            raise errors.ClosedError("the context has been closed")
+        self.check_fork()
+        guard.enter()
+        return self.ptr
+
+    def close(self):
+        """Free the context. Closing twice is allowed.
+
+        Raises:
+            BufferError: A NumPy view on its memory is alive. Nothing was closed.
+
+        Wraps ``llama_free``.
+        """
+        cdef lib.llama_context * ptr
+        if self.ptr == NULL or self._abandon():
+            return
+        self.acquire()
+        try:
+            self._check_closable()
+            ptr = self.ptr
+            self.ptr = NULL  # before the GIL is released: nobody else reads it any more
+            if ptr == NULL:
+                return
+            guard.enter()
+            with nogil:
+                lib.llama_free(ptr)
+            self.pool = None
+            self.n_outputs = 0
+        finally:
+            self.release()
+
+    def _check_closable(self):
+        if self.exports.load() > 0:
+            raise BufferError(
+                f"{self.exports.load()} NumPy view(s) on the memory of this context are alive; "
+                "delete them, or keep a .copy() instead"
+            )
+
+    def _abandon(self):
+        """In a forked child: let go of a context of the parent, whose threads are not here. True if it was one."""
+        if not self.made_in_parent():
+            return False
+        self.ptr = NULL
+        return True
+
+    def _hold(self):
+        self.acquire()
+
+    def _let_go(self):
+        self.release()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        if self.ptr == NULL:
+            return "<Context (closed)>"
+        return f"<Context n_ctx={self.n_ctx} n_seq_max={self.n_seq_max_} of {self.model.path!r}>"
+
+    # ---- decoding
+
+    def decode(self, Batch batch not None):
+        """Compute a batch: its tokens enter the KV cache, and the outputs it asked for can be read.
+
+        Args:
+            batch: The tokens or embeddings.
+
+        Raises:
+            InvalidBatchError: The batch does not fit the model or the context; nothing was computed.
+            NoKVSlotError: The KV cache is full. The memory is as before.
+            DecodeAborted: :meth:`abort` was called. The micro-batches that were done stay in the memory.
+            KeyboardInterrupt: Ctrl-C; the same holds for the memory.
+            BufferError: More outputs are asked for than the buffer holds, and views on it are alive.
+            BackendAssertError: An assertion inside llama.cpp failed.
+
+        Wraps ``llama_decode``.
+        """
+        self._run(batch, False)
+
+    def encode(self, Batch batch not None):
+        """Compute a batch with the encoder, without the KV cache; see :meth:`decode` for what it raises.
+
+        Wraps ``llama_encode``.
+        """
+        self._run(batch, True)
+
+    cdef int _run(self, Batch batch, bint encode) except -1:
+        cdef int code
+        cdef int32_t n_outputs
+        cdef str function = "llama_encode" if encode else "llama_decode"
+        self.acquire()
+        try:
+            self.require()
+            self._check_batch(batch, encode)
+            # Embeddings, and the encoder, output every token. Without a memory, decoding is encoding.
+            n_outputs = batch.c.n_tokens if encode or self.embeddings_ or not self.has_memory else batch.n_outputs
+            self.prepare(n_outputs)
+            with nogil:
+                code = self.decode_unchecked(batch.c, n_outputs, encode)
+            return self.raise_for(code, function)
+        finally:
+            self.release()
+
+    cdef int _check_batch(self, Batch batch, bint encode) except -1:
+        cdef int32_t n = batch.c.n_tokens
+        if self.model.no_alloc:
+            raise errors.ContextError("the model was loaded with no_alloc=True: it has no weights to compute with")
+        if encode and self.has_memory and not self.model.has_encoder:
+            raise errors.ContextError("this model has no encoder: use decode()")
+        batch.validate(self.n_vocab, self.n_embd_inp, self.n_seq_max_, self.n_batch_)
+        if n > self.n_ubatch_ and (encode or not self.has_memory or not lib.llama_get_causal_attn(self.ptr)):
+            raise errors.InvalidBatchError(
+                f"the batch has {n} tokens and must be computed at once, but n_ubatch={self.n_ubatch_}; "
+                "make the context with n_ubatch as large as n_batch"
+            )
+        if batch.n_embd and batch.c.pos != NULL and batch.pos_stride != self.n_pos_per_embd:
+            raise errors.InvalidBatchError(
+                f"the model takes {self.n_pos_per_embd} position(s) for each embedding, not {batch.pos_stride}"
+            )
+        return 0
+
+    cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil:
+        """Floats that llama.cpp's output buffer needs for so many outputs, as it counts them itself."""
+        cdef int64_t rows = n_outputs if n_outputs > self.n_seq_max_ else self.n_seq_max_
+        return rows * (self.n_vocab + (self.n_embd_out if self.embeddings_ else 0))
+
+    cdef int prepare(self, int32_t n_outputs) except -1:
+        cdef int64_t needed = self._floats(n_outputs)
+        if needed > self.reserved:
+            if self.exports.load() > 0:
+                raise BufferError(
+                    f"this decode asks for {n_outputs} outputs, more than any before, and llama.cpp would have to "
+                    f"move the output buffer while {self.exports.load()} view(s) on it are alive; delete the views, "
+                    f"copy them, or make the context with reserve_outputs={n_outputs}"
+                )
+        self.unconfirmed = needed
+        self.decodes += 1  # under the GIL: from here on nobody can make a view of the old outputs
+        if self.shadows:
+            for shadow in self.shadows.values():
+                shadow.fill(np.nan)
+            self.shadows.clear()
+        return 0
+
+    cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil:
+        cdef int code
+        self.decodes += 1
+        self.n_outputs = 0
+        guard.enter()
+        self.stop.begin(guard.is_main_thread() or self.has_abort_callback)
+        guard.begin_native()
+        self.in_call = True
+        try:
+            if encode:
+                code = lib.llama_encode(self.ptr, batch)
+            else:
+                code = lib.llama_decode(self.ptr, batch)
+        finally:
+            self.in_call = False
+            guard.end_native()
+        if code == 0:
+            self.n_outputs = n_outputs
+        # A decode that was refused has not enlarged the output buffer; one that was aborted has.
+        if (code == 0 or code == 2) and self.unconfirmed > self.reserved:
+            self.reserved = self.unconfirmed
+        return code
+
+    cdef int raise_for(self, int code, str function) except -1:
+        cdef bint aborted = self.stop.take_request()
+        guard.park_if_finalizing()
+        error.raise_stashed()
+        if code == 0:
+            return 0
+        if code == 1:
+            return error.fail(
+                errors.NoKVSlotError,
+                f"the KV cache has no room for the batch (n_ctx={self.n_ctx}, n_ctx_seq={self.n_ctx_seq}); "
+                "remove tokens with Context.memory, or make the context with a larger n_ctx"
+                + ("" if self.kv_unified else "; tokens shared by several sequences need kv_unified=True"),
+                function, code,
+            )
+        if code == 2 or aborted:
+            return error.fail(errors.DecodeAborted, "the decode was aborted", function, code)
+        if code == -1:
+            return error.fail(errors.InvalidBatchError, "llama.cpp refused the batch", function, code)
+        return error.fail(errors.DecodeError, f"{function} failed with code {code}", function, code)
+
+    def _reserve(self, n_outputs):
+        """Let llama.cpp enlarge its output buffer by a decode that is aborted before it computes anything."""
+        cdef int32_t c_n_outputs = int32(n_outputs, "n_outputs")
+        if c_n_outputs < 1 or c_n_outputs > self.n_batch_:
+            raise errors.InvalidArgumentError(
+                f"reserve_outputs must be from 1 to n_batch={self.n_batch_}, not {c_n_outputs}"
+            )
+        if self._floats(c_n_outputs) <= self.reserved:
+            return
+        encode = self.model.has_encoder or not self.has_memory
+        if encode and c_n_outputs > self.n_ubatch_:
+            raise errors.InvalidArgumentError(
+                f"reserve_outputs can be at most n_ubatch={self.n_ubatch_} where a model has an encoder, "
+                f"not {c_n_outputs}"
+            )
+        batch = Batch.from_arrays(np.zeros(c_n_outputs, np.int32), pos=np.arange(c_n_outputs), outputs="all")
+        self.abort()
+        try:
+            self._run(batch, encode)
+        except errors.DecodeAborted:
+            pass
+        finally:
+            self.stop.take_request()
+        if self.has_memory:
+            lib.llama_memory_clear(lib.llama_get_memory(self.ptr), False)
+
+    def abort(self):
+        """Abort the decode that is running in another thread, or else the next one. Takes no lock.
+
+        That decode raises :class:`pyllm.errors.DecodeAborted`.
+        """
+        self.stop.request()
+
+    def set_abort_callback(self, callback):
+        """Replace the abort callback; see the constructor. None removes it. Wraps ``llama_set_abort_callback``."""
+        if callback is not None and not callable(callback):
+            raise TypeError("the abort callback must be callable or None")
+        self.abort_callback_ = callback
+        self.has_abort_callback = callback is not None
+
+    def synchronize(self):
+        """Wait until everything that was started is computed. Wraps ``llama_synchronize``."""
+        self.acquire()
+        try:
+            self.require()
+            with nogil:
+                lib.llama_synchronize(self.ptr)
+        finally:
+            self.release()
+
+    # ---- outputs
+
+    @property
+    def logits(self):
+        """The logits of the last decode: a writable float32 view of shape (n_outputs, n_vocab), without a copy.
+
+        Rows stand in the order of the batch. ``ctx.logits[i]`` is a row; ``np.asarray(ctx.logits)`` costs no copy.
+        What is written there is what the samplers read. The memory stays valid while a view lives; its contents
+        until the next decode. See :class:`pyllm.core.outputs.Outputs`.
+
+        Raises:
+            NoOutputError: The last decode produced no output, or failed.
+
+        Wraps ``llama_get_logits``.
+        """
+        return self._outputs(LOGITS)
+
+    @property
+    def embeddings(self):
+        """The embeddings of the last decode: a float32 view of shape (n_outputs, n_embd_out), without a copy.
+
+        Needs ``embeddings=True`` and pooling_type "none"; for pooled ones see :meth:`embeddings_seq`. The rules are
+        those of :attr:`logits`.
+
+        Raises:
+            NoOutputError: There are none.
+
+        Wraps ``llama_get_embeddings``.
+        """
+        return self._outputs(EMBEDDINGS)
+
+    cdef _outputs(self, int kind):
+        cdef float * data
+        self.acquire()
+        try:
+            self.require()
+            if self.n_outputs == 0:
+                raise errors.NoOutputError("the last decode gave no outputs; ask for them with Batch outputs=...")
+            with nogil:
+                # Synchronizes the device, and puts the rows in the order of the batch.
+                data = lib.llama_get_logits(self.ptr) if kind == LOGITS else lib.llama_get_embeddings(self.ptr)
+            if data == NULL or not (self._has_logits() if kind == LOGITS else self._has_token_embeddings()):
+                raise errors.NoOutputError(
+                    "there are no token embeddings: make the context with embeddings=True and pooling_type='none', "
+                    "or read embeddings_seq()" if kind == EMBEDDINGS else "this model has no logits"
+                )
+            return wrap_outputs(self, kind, data)
+        finally:
+            self.release()
+
+    cdef bint _has_logits(self):
+        # Encoders fill the rows with zeros.
+        return self.has_memory or self.model.is_diffusion
+
+    cdef bint _has_token_embeddings(self):
+        return lib.llama_get_pooling_type(self.ptr) == lib.LLAMA_POOLING_TYPE_NONE
+
+    def logits_ith(self, i):
+        """The logits of the token at index `i` of the batch: float32, shape (n_vocab,), without a copy.
+
+        Args:
+            i: Index in the batch; negative counts outputs from the end.
+
+        Raises:
+            NoOutputError: No output was asked for that token.
+
+        Wraps ``llama_get_logits_ith``.
+        """
+        cdef int32_t c_i = int32(i, "i")
+        return self._ith(LOGITS, c_i)
+
+    def embeddings_ith(self, i):
+        """The embedding of the token at index `i` of the batch; see :meth:`logits_ith`.
+
+        Wraps ``llama_get_embeddings_ith``.
+        """
+        cdef int32_t c_i = int32(i, "i")
+        return self._ith(EMBEDDINGS, c_i)
+
+    cdef _ith(self, int kind, int32_t i):
+        cdef float * base
+        cdef float * row = NULL
+        self.acquire()
+        try:
+            outputs = self._outputs(kind)
+            with nogil:
+                if kind == LOGITS:
+                    base = lib.llama_get_logits(self.ptr)
+                    row = lib.llama_get_logits_ith(self.ptr, i)
+                else:
+                    base = lib.llama_get_embeddings(self.ptr)
+                    row = lib.llama_get_embeddings_ith(self.ptr, i)
+            if row == NULL:
+                error.fail(errors.NoOutputError, f"no output was asked for index {i} of the batch")
+            return outputs[(row - base) // (self.n_vocab if kind == LOGITS else self.n_embd_out)]
+        finally:
+            self.release()
+
+    def embeddings_seq(self, seq_id=0):
+        """The pooled embedding of a sequence: float32, shape (n_embd_out,); a copy.
+
+        With pooling_type "rank" the scores, shape (n_cls_out,). It is a copy because llama.cpp frees that memory
+        in the next decode.
+
+        Raises:
+            NoOutputError: The sequence was not in the last batch, or the context does not pool.
+
+        Wraps ``llama_get_embeddings_seq``.
+        """
+        cdef int32_t c_seq_id = int32(seq_id, "seq_id")
+        cdef float * data
+        cdef int32_t n = self.n_embd_out
+        self.acquire()
+        try:
+            self.require()
+            if lib.llama_get_pooling_type(self.ptr) == lib.LLAMA_POOLING_TYPE_RANK:
+                n = <int32_t> lib.llama_model_n_cls_out(self.model.require())
+            with nogil:
+                data = lib.llama_get_embeddings_seq(self.ptr, c_seq_id)
+            if data == NULL:
+                raise errors.NoOutputError(
+                    f"there is no pooled embedding for sequence {c_seq_id}: it was not in the last batch, "
+                    "or the context was not made with embeddings=True and a pooling_type"
+                )
+            result = np.empty(n, np.float32)
+            _copy_floats(result, data, n)
+            return result
+        finally:
+            self.release()
+
+    cdef int sync_shadow(self) except -1:
+        """Debug mode: bring what was written into the private copy to where the samplers read."""
+        cdef const float[:, ::1] view
+        shadow = self.shadows.get(LOGITS)
+        if shadow is not None:
+            view = shadow
+            memcpy(lib.llama_get_logits(self.ptr), &view[0, 0], view.shape[0] * view.shape[1] * sizeof(float))
+        return 0
+
+    # ---- settings and facts
+
+    @property
+    def memory(self):
+        """The KV cache (:class:`pyllm.core.memory.Memory`). Wraps ``llama_get_memory``."""
+        return Memory(self)
+
+    @property
+    def has_memory(self):
+        """False for encoder-only models, which have no KV cache."""
+        return lib.llama_get_memory(self.require()) != NULL
+
+    @property
+    def closed(self):
+        """True after :meth:`close`."""
+        return self.ptr == NULL
+
+    @property
+    def address(self):
+        """Address of the ``llama_context`` (int), for code that speaks C."""
+        return <uintptr_t> self.require()
+
+    @property
+    def n_ctx(self):
+        """Tokens that fit in the KV cache. Wraps ``llama_n_ctx``."""
+        return lib.llama_n_ctx(self.require())
+
+    @property
+    def n_ctx_seq(self):
+        """Tokens that fit for one sequence. Wraps ``llama_n_ctx_seq``."""
+        return lib.llama_n_ctx_seq(self.require())
+
+    @property
+    def n_batch(self):
+        """Most tokens that one decode takes. Wraps ``llama_n_batch``."""
+        return lib.llama_n_batch(self.require())
+
+    @property
+    def n_ubatch(self):
+        """Most tokens that are computed at once. Wraps ``llama_n_ubatch``."""
+        return lib.llama_n_ubatch(self.require())
+
+    @property
+    def n_seq_max(self):
+        """Number of sequences. Wraps ``llama_n_seq_max``."""
+        return lib.llama_n_seq_max(self.require())
+
+    @property
+    def n_rs_seq(self):
+        """Snapshots of recurrent state kept for each sequence. Wraps ``llama_n_rs_seq``."""
+        return lib.llama_n_rs_seq(self.require())
+
+    @property
+    def pooling_type(self):
+        """How embeddings are pooled (:class:`pyllm.enums.PoolingType`). Wraps ``llama_pooling_type``."""
+        return enums.PoolingType(<int> lib.llama_get_pooling_type(self.require()))
+
+    @property
+    def n_threads(self):
+        """Threads for generation. Wraps ``llama_n_threads``."""
+        return lib.llama_n_threads(self.require())
+
+    @property
+    def n_threads_batch(self):
+        """Threads for prompts. Wraps ``llama_n_threads_batch``."""
+        return lib.llama_n_threads_batch(self.require())
+
+    def set_n_threads(self, n_threads, n_threads_batch=None):
+        """Change the numbers of threads; the second defaults to the first. Wraps ``llama_set_n_threads``."""
+        cdef int32_t c_n_threads = int32(n_threads, "n_threads")
+        cdef int32_t n_batch = c_n_threads if n_threads_batch is None else n_threads_batch
+        cdef ThreadPool pool
+        if c_n_threads < 1 or n_batch < 1:
+            raise errors.InvalidArgumentError(f"threads must be at least 1, not {c_n_threads} and {n_batch}")
+        self.acquire()
+        try:
+            self.require()
+            if max(c_n_threads, n_batch) > (self.pool.n_threads if self.pool is not None else 1):
+                pool = ThreadPool(max(c_n_threads, n_batch))
+                lib.llama_attach_threadpool(self.ptr, pool.ptr, NULL)
+                self.pool = pool  # the old one ends here, when it is not attached any more
+            lib.llama_set_n_threads(self.ptr, c_n_threads, n_batch)
+        finally:
+            self.release()
+
+    def set_embeddings(self, bint value):
+        """Switch the output of embeddings on or off. Wraps ``llama_set_embeddings``."""
+        self.acquire()
+        try:
+            lib.llama_set_embeddings(self.require(), value)
+            self.embeddings_ = value
+        finally:
+            self.release()
+
+    @property
+    def causal_attn(self):
+        """Whether a token attends only to those before it. Wraps ``llama_get_causal_attn``."""
+        return lib.llama_get_causal_attn(self.require())
+
+    def set_causal_attn(self, bint value):
+        """Switch causal attention on or off. Wraps ``llama_set_causal_attn``."""
+        self.acquire()
+        try:
+            lib.llama_set_causal_attn(self.require(), value)
+        finally:
+            self.release()
+
+    def perf(self):
+        """Times of this context in milliseconds, and counts (dict); zeros when made with no_perf=True, the default.
+
+        Wraps ``llama_perf_context``.
+        """
+        cdef lib.llama_perf_context_data data = lib.llama_perf_context(self.require())
+        return {
+            "t_start_ms": data.t_start_ms,
+            "t_load_ms": data.t_load_ms,
+            "t_p_eval_ms": data.t_p_eval_ms,
+            "t_eval_ms": data.t_eval_ms,
+            "n_p_eval": data.n_p_eval,
+            "n_eval": data.n_eval,
+            "n_reused": data.n_reused,
+        }
+
+    def perf_reset(self):
+        """Start measuring anew. Wraps ``llama_perf_context_reset``."""
+        lib.llama_perf_context_reset(self.require())
+
+
+cdef int _copy_floats(target, const float * source, int32_t n) except -1:
+    cdef float[::1] view = target
+    memcpy(&view[0], source, <size_t> n * sizeof(float))
+    return 0

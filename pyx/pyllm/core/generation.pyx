@@ -1,0 +1,275 @@
+"""The step loop: decode, sample, accept, test for the end, detokenise; any number of steps without the GIL."""
+
+cimport cython
+from libc.stdint cimport int8_t, int32_t
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+import numpy as np
+
+from pyllm import errors
+from pyllm.core.arguments cimport int32
+from pyllm.core.batch cimport Batch
+from pyllm.core.context cimport Context
+from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.text_stream cimport TextStream
+from pyllm.includes cimport llama as lib
+
+# How `loop` ended; other values are return codes of llama_decode.
+cdef enum:
+    GOING_ON = 1000
+    END_OF_GENERATION = 1001
+    STOP_STRING = 1002
+
+
+@cython.no_gc_clear
+cdef class Generation:
+    """One text in the making: a context, a sampler and the sequence they work on.
+
+    After :meth:`prefill` each step samples a token from the logits and decodes it when the next one is asked for.
+    Between two steps the logits may be edited in place. Nothing is lost when a step raises: ``tokens`` and
+    ``stream`` hold what was generated, and the next call goes on.
+
+    Args:
+        context: Where to decode. Other sequences of it are left alone.
+        sampler: What selects the tokens.
+        seq_id: The sequence.
+        stop: Stop strings.
+        special: Write control tokens as text.
+
+    Example:
+        >>> generation = Generation(ctx, Chain(Greedy()), stop=["\\n"])
+        >>> generation.prefill(vocab.tokenize("The capital of France is"))
+        >>> generation.run(16)
+        >>> generation.stream.take(all=True)
+        ' Paris.'
+    """
+
+    def __cinit__(
+        self, Context context not None, Sampler sampler not None, *, seq_id=0, stop=(), bint special=False
+    ):
+        cdef int32_t c_seq_id = int32(seq_id, "seq_id")
+        self.context = context
+        self.sampler = sampler
+        self.seq_id = c_seq_id
+        self.special = special
+        self.stream = TextStream(stop)
+        self.vocab = context.model.vocab
+        self.vocab_ptr = self.vocab.require()
+        context.require()
+        if not 0 <= c_seq_id < context.n_seq_max_:
+            raise errors.InvalidArgumentError(
+                f"sequence id {c_seq_id} is out of range: the context has n_seq_max={context.n_seq_max_}"
+            )
+        self.n_past = lib.llama_memory_seq_pos_max(lib.llama_get_memory(context.ptr), c_seq_id) + 1
+
+    def prefill(self, tokens, *, bint accept=False):
+        """Decode a prompt; it goes on where the sequence ends in the memory of the context.
+
+        Args:
+            tokens: Token ids, int32, shape (n,), n >= 1.
+            accept: Let the sampler count them, for penalties that should see the prompt.
+
+        Raises:
+            InvalidBatchError: Nothing to decode, or an id out of range.
+            NoKVSlotError: It does not fit; what fits before stays.
+        """
+        cdef Context context = self.context
+        cdef int32_t i, n, start, step = context.n_batch_
+        ids = self.vocab.as_tokens(tokens)
+        if len(ids) == 0:
+            raise errors.InvalidBatchError("there is nothing to decode: give at least one token")
+        context.acquire()
+        try:
+            if self.has_pending:
+                ids = np.concatenate([np.array([self.last], np.int32), ids])
+            n = <int32_t> len(ids)
+            for start in range(0, n, step):
+                part = ids[start:start + step]
+                context.decode(Batch.from_arrays(
+                    part, pos=np.arange(self.n_past, self.n_past + len(part), dtype=np.int32),
+                    seq_ids=np.full(len(part), self.seq_id, np.int32),
+                    outputs="last" if start + step >= n else "none",
+                ))
+                self.n_past += <int32_t> len(part)
+                for i in range(1 if self.has_pending else 0, len(part)):
+                    self.prompt_.push_back(part[i])
+                self.last = part[len(part) - 1]
+                self.has_pending = False
+            self.decode = context.decodes
+            self.finish_reason = None
+        finally:
+            context.release()
+        if accept:
+            for token in self.vocab.as_tokens(tokens):
+                self.sampler.accept(token)
+
+    def step(self):
+        """Generate one token.
+
+        Returns:
+            int | None: Its id, or None when the text has ended; then ``finish_reason`` says why.
+        """
+        cdef size_t before = self.tokens_.size()
+        self.run(1)
+        if self.tokens_.size() == before:
+            return None
+        return self.tokens_.back()
+
+    def run(self, n):
+        """Generate up to `n` tokens without the GIL, stopping earlier at an end-of-generation token or stop string.
+
+        Returns:
+            int: How many were generated.
+
+        Raises:
+            NoKVSlotError: The KV cache is full; what was generated is kept.
+            KeyboardInterrupt: Ctrl-C; what was generated is kept.
+        """
+        cdef int32_t c_n = int32(n, "n")
+        cdef int state
+        cdef size_t before = self.tokens_.size()
+        cdef Sampler root
+        if c_n < 1 or self.finish_reason is not None:
+            return 0
+        self.context.acquire()
+        try:
+            root = self.sampler.begin()
+            try:
+                self.ready(c_n)
+                try:
+                    with nogil:
+                        state = self.loop(c_n)
+                except errors.BackendAssertError as cause:
+                    raise explain(cause) from cause
+                self.stopped_by(state, "llama_decode")
+            finally:
+                self.sampler.finish(root)
+        finally:
+            self.context.release()
+        return self.tokens_.size() - before
+
+    def decode_next(self):
+        """Decode the token that was sampled last, so that its logits can be edited before the next step.
+
+        :meth:`step` and :meth:`run` do this by themselves.
+        """
+        cdef int state
+        self.context.acquire()
+        try:
+            self.ready(1)
+            with nogil:
+                state = self.decode_pending()
+            self.stopped_by(state if state != 0 else GOING_ON, "llama_decode")
+        finally:
+            self.context.release()
+
+    cdef int ready(self, int32_t n) except -1:
+        cdef Context context = self.context
+        context.require()
+        if self.n_past == 0 or (self.prompt_.size() == 0 and self.tokens_.size() == 0):
+            raise errors.NoOutputError("there are no logits to sample from: call prefill() first")
+        if not self.has_pending and self.decode != context.decodes:
+            # Another sequence was decoded since. The logits of this one are computed again from its last token.
+            if not lib.llama_memory_seq_rm(lib.llama_get_memory(context.ptr), self.seq_id, self.n_past - 1, -1):
+                raise errors.StaleLogitsError(
+                    "another decode on this context has replaced the logits of this text, and the memory of this "
+                    "model cannot go back by one token to compute them again; use one context for each text"
+                )
+            self.n_past -= 1
+            self.has_pending = True
+        context.sync_shadow()
+        if self.has_pending or n > 1:
+            context.prepare(1)
+        return 0
+
+    cdef int decode_pending(self) except -99 nogil:
+        cdef int code
+        cdef int32_t token = self.last
+        cdef int32_t pos = self.n_past
+        cdef int32_t n_seq_id = 1
+        cdef int32_t seq_id = self.seq_id
+        cdef int32_t * seq_ids = &seq_id
+        cdef int8_t output = 1
+        cdef lib.llama_batch batch
+        if not self.has_pending:
+            return 0
+        batch.n_tokens = 1
+        batch.token = &token
+        batch.embd = NULL
+        batch.pos = &pos
+        batch.n_seq_id = &n_seq_id
+        batch.seq_id = &seq_ids
+        batch.logits = &output
+        code = self.context.decode_unchecked(batch, 1, False)
+        if code == 0:
+            self.n_past += 1
+            self.has_pending = False
+            self.decode = self.context.decodes
+        return code
+
+    cdef int sample_one(self) except -99 nogil:
+        cdef int32_t token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, -1)
+        cdef char piece[256]
+        cdef int32_t n
+        if lib.llama_vocab_is_eog(self.vocab_ptr, token):
+            return END_OF_GENERATION
+        self.tokens_.push_back(token)
+        self.last = token
+        self.has_pending = True
+        n = lib.llama_token_to_piece(self.vocab_ptr, token, piece, sizeof(piece), 0, self.special)
+        if n >= 0:
+            if self.stream.c.append(piece, n):
+                return STOP_STRING
+            return GOING_ON
+        return self.append_long(token, -n)
+
+    cdef int append_long(self, int32_t token, int32_t size) except -99 nogil:
+        cdef string piece
+        piece.resize(size)
+        lib.llama_token_to_piece(self.vocab_ptr, token, <char *> piece.data(), size, 0, self.special)
+        return STOP_STRING if self.stream.c.append(piece.data(), size) else GOING_ON
+
+    cdef int loop(self, int32_t n) except -99 nogil:
+        cdef int32_t _
+        cdef int state
+        for _ in range(n):
+            state = self.decode_pending()
+            if state != 0:
+                return state
+            state = self.sample_one()
+            if state != GOING_ON:
+                return state
+        return GOING_ON
+
+    cdef int stopped_by(self, int state, str function) except -1:
+        if state == END_OF_GENERATION or state == STOP_STRING:
+            self.finish_reason = "stop"
+            state = 0
+        elif state == GOING_ON:
+            state = 0
+        return self.context.raise_for(state, function)
+
+    @property
+    def tokens(self):
+        """What was generated so far: int32, shape (n,). The token that ended the text is not among it."""
+        return _to_array(self.tokens_.copy())
+
+    @property
+    def n_generated(self):
+        """How many tokens were generated so far (int)."""
+        return self.tokens_.size()
+
+    @property
+    def prompt(self):
+        """What was prefilled so far: int32, shape (n,)."""
+        return _to_array(self.prompt_.copy())
+
+
+cdef object _to_array(vector[int32_t] tokens):
+    array = np.empty(tokens.size(), np.int32)
+    cdef int32_t[::1] view = array
+    cdef Py_ssize_t i
+    for i in range(view.shape[0]):
+        view[i] = tokens[i]
+    return array

@@ -1,0 +1,25 @@
+"""A model file in memory."""
+
+from libcpp.atomic cimport atomic
+
+from pyllm.includes cimport llama as lib
+
+
+cdef class Model:
+    cdef lib.llama_model * ptr
+    cdef atomic[int] users           # calls that are using ptr with the GIL released
+    cdef int generation              # fork generation in which `users` was counted
+    cdef readonly str path           # as given, for messages
+    cdef readonly bint vocab_only
+    cdef readonly bint no_alloc
+    cdef object contexts             # WeakSet: closing the model closes them first
+    cdef object _vocab
+    cdef object __weakref__
+
+    cdef int _check_metadata(self) except -1
+    cdef bytes _check_path(self, path)
+    # The only way to read ptr: raises ClosedError after close().
+    cdef lib.llama_model * require(self) except NULL
+    # The same around a `with nogil` block: close() waits until done().
+    cdef lib.llama_model * use(self) except NULL
+    cdef void done(self) noexcept

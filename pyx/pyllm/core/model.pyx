@@ -1,0 +1,466 @@
+"""A model file in memory (wraps ``llama_model``)."""
+
+import errno
+import math
+import os
+import time
+import weakref
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libcpp cimport bool
+
+from pyllm import enums, errors
+from pyllm.core cimport error, guard, log
+from pyllm.core.arguments cimport c_text
+from pyllm.core.load_params cimport LoadParams
+from pyllm.includes cimport llama as lib
+
+from pyllm.core import backend as _backend
+from pyllm.core import vocab as _vocab_module
+
+
+cdef class _Progress:
+    """What the progress callback of a load needs."""
+
+    cdef object callback
+    cdef int64_t next_check
+
+
+cdef bool on_progress(float progress, void * user_data) noexcept nogil:
+    cdef bool go_on = False
+    if guard.begin_python():
+        go_on = ask_python(progress, user_data)
+        guard.end_python()
+    return go_on
+
+
+cdef bool ask_python(float progress, void * user_data) noexcept with gil:
+    self = <_Progress> user_data
+    try:
+        PyErr_CheckSignals()
+        if self.callback is not None and self.callback(progress) is False:
+            return False
+        return True
+    except BaseException as exception:
+        error.stash(exception)
+        return False
+
+
+cdef class Model:
+    """A model loaded from a GGUF file, shared freely between threads and contexts.
+
+    Loading releases the GIL, can be interrupted with Ctrl-C, and reads from the page cache when the file is
+    memory-mapped. Close it with :meth:`close` or a ``with`` block; contexts made from it are closed first.
+
+    Args:
+        path: The GGUF file. Of a split model, the first part.
+        n_gpu_layers: Layers to put on the GPU; -1 means all.
+        split_mode: How to spread the model over several GPUs: "none", "layer", "row" or "tensor".
+        main_gpu: The GPU to use when split_mode is "none".
+        tensor_split: Proportion of the model for each GPU.
+        devices: Names of the devices to use (see :func:`pyllm.core.backend.devices`); None means all.
+        load_mode: "auto", "none", "mmap", "mlock", "mmap_mlock" or "direct_io".
+        lazy_mode: "off", "auto" or "on": rows of marked tensors are read on demand.
+        kv_overrides: Metadata to replace, by key; values are int, float, bool or str.
+        tensor_buft_overrides: Buffer types for tensors, by regular expression on the tensor's name.
+        progress_callback: Called with a float from 0.0 to 1.0; returning False aborts the load. What it raises is
+            raised from here.
+        vocab_only: Load only the vocabulary: no weights, no contexts.
+        check_tensors: Check the data of every tensor for NaN and invalid blocks.
+        use_extra_bufts: Use buffer types that repack weights for speed.
+        no_host: Bypass host buffers, so that extra buffers can be used.
+        no_alloc: Load metadata and simulate allocations only: for memory estimates, not for decoding.
+        load_mtp: Load the layers for multi-token prediction.
+
+    Raises:
+        ModelNotFoundError: There is no such file.
+        ModelLoadError: llama.cpp could not load it; ``.log`` holds its own words.
+        InvalidArgumentError: An argument is out of range.
+        KeyboardInterrupt: Ctrl-C during the load.
+
+    Wraps ``llama_model_load_from_file``.
+    """
+
+    def __cinit__(
+        self,
+        path,
+        *,
+        n_gpu_layers=None,
+        split_mode=None,
+        main_gpu=None,
+        tensor_split=None,
+        devices=None,
+        load_mode=None,
+        lazy_mode=None,
+        kv_overrides=None,
+        tensor_buft_overrides=None,
+        progress_callback=None,
+        vocab_only=None,
+        check_tensors=None,
+        use_extra_bufts=None,
+        no_host=None,
+        no_alloc=None,
+        load_mtp=None,
+    ):
+        self.ptr = NULL
+        self.users.store(0)
+        self.generation = guard.fork_generation()
+        self.contexts = weakref.WeakSet()
+        encoded = self._check_path(path)
+        _backend.load_backends()
+
+        params = LoadParams(
+            n_gpu_layers=n_gpu_layers, split_mode=split_mode, main_gpu=main_gpu, tensor_split=tensor_split,
+            devices=devices, load_mode=load_mode, lazy_mode=lazy_mode, kv_overrides=kv_overrides,
+            tensor_buft_overrides=tensor_buft_overrides, vocab_only=vocab_only, check_tensors=check_tensors,
+            use_extra_bufts=use_extra_bufts, no_host=no_host, no_alloc=no_alloc, load_mtp=load_mtp,
+        )
+        if progress_callback is not None and not callable(progress_callback):
+            raise TypeError("progress_callback must be callable")
+        progress = _Progress()
+        progress.callback = progress_callback
+        params.c.progress_callback = on_progress
+        params.c.progress_callback_user_data = <void *> progress
+
+        self.vocab_only = params.c.vocab_only
+        self.no_alloc = params.c.no_alloc
+        log.refresh()
+        guard.enter()
+        cdef const char * c_path = encoded
+        with nogil:
+            guard.begin_native()
+            try:
+                self.ptr = lib.llama_model_load_from_file(c_path, params.c)
+            finally:
+                guard.end_native()
+        error.not_null(
+            self.ptr, "llama_model_load_from_file", errors.ModelLoadError,
+            f"{self.path!r} could not be loaded as a model",
+        )
+        self._check_metadata()
+
+    cdef int _check_metadata(self) except -1:
+        """Refuse numbers that llama.cpp would only notice in a worker thread, where nothing can be caught."""
+        for key, text in self.metadata.items():
+            if not key.endswith("_epsilon"):
+                continue
+            try:
+                value = float(text)
+            except ValueError:
+                continue
+            if not 0 <= value < math.inf:
+                raise errors.ModelLoadError(f"{self.path!r} is damaged: {key} is {text}, and must be a number >= 0")
+        return 0
+
+    cdef bytes _check_path(self, path):
+        encoded = os.fsencode(path)
+        self.path = os.fsdecode(encoded)
+        if b"\0" in encoded:
+            raise errors.InvalidArgumentError(f"the path {self.path!r} contains a NUL character")
+        try:
+            with open(encoded, "rb") as file:
+                magic = file.read(4)
+        except FileNotFoundError:
+            raise errors.ModelNotFoundError(
+                errno.ENOENT, f"there is no model file {self.path!r}", self.path
+            ) from None
+        except OSError as cause:
+            raise errors.ModelLoadError(
+                cause.errno, f"the model file {self.path!r} cannot be read: {cause.strerror}", self.path
+            ) from cause
+        if magic != b"GGUF":
+            raise errors.ModelLoadError(
+                f"{self.path!r} is not a GGUF file: it begins with {magic!r} instead of b'GGUF'",
+                log=(f"invalid magic characters: {magic!r}, expected b'GGUF'",),
+            )
+        return encoded
+
+    def __dealloc__(self):
+        cdef lib.llama_model * ptr = self.ptr
+        self.ptr = NULL
+        if ptr != NULL:
+            guard.set_quiet(True)
+            lib.llama_model_free(ptr)
+            guard.set_quiet(False)
+
+    cdef lib.llama_model * require(self) except NULL:
+        if self.ptr == NULL:
+            raise errors.ClosedError(f"the model {self.path!r} has been closed")
+        guard.enter()
+        return self.ptr
+
+    cdef lib.llama_model * use(self) except NULL:
+        cdef lib.llama_model * ptr = self.require()
+        if self.generation != guard.fork_generation():
+            self.generation = guard.fork_generation()
+            self.users.store(0)  # those were threads of the parent
+        self.users.fetch_add(1)
+        return ptr
+
+    cdef void done(self) noexcept:
+        self.users.fetch_sub(1)
+
+    def close(self):
+        """Free the model, its contexts first. Closing twice is allowed.
+
+        Raises:
+            BufferError: A NumPy view on memory of one of its contexts is alive. Nothing was closed.
+        """
+        cdef lib.llama_model * ptr
+        contexts = [context for context in self.contexts if not context._abandon()]
+        held = []
+        try:
+            for context in contexts:
+                context._hold()
+                held.append(context)
+            for context in contexts:
+                context._check_closable()
+            # From here to the next line no other thread runs: there is one who frees it.
+            ptr = self.ptr
+            self.ptr = NULL
+            for context in contexts:
+                context.close()
+        finally:
+            for context in held:
+                context._let_go()
+        if ptr == NULL:
+            return
+        # Whoever is inside a call on this model; a context that is being made finds the model closed and gives up.
+        while self.generation == guard.fork_generation() and self.users.load() > 0:
+            time.sleep(0.0005)
+        try:
+            # Those that were made between the first look and now.
+            for context in [context for context in self.contexts if not context.closed]:
+                context.close()
+        except BufferError:
+            self.ptr = ptr
+            raise
+        with nogil:
+            lib.llama_model_free(ptr)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def __repr__(self):
+        if self.ptr == NULL:
+            return f"<Model {self.path!r} (closed)>"
+        return f"<Model {self.path!r}: {self.description}>"
+
+    def _register(self, context):
+        self.contexts.add(context)
+        self.require()  # close() may have looked before this one was there
+
+    @property
+    def closed(self):
+        """True after :meth:`close`."""
+        return self.ptr == NULL
+
+    @property
+    def address(self):
+        """Address of the ``llama_model`` (int), for code that speaks C."""
+        return <uintptr_t> self.require()
+
+    @property
+    def vocab(self):
+        """The tokenizer (:class:`pyllm.core.vocab.Vocab`). Wraps ``llama_model_get_vocab``."""
+        self.require()
+        vocab = self._vocab() if self._vocab is not None else None
+        if vocab is None:
+            vocab = _vocab_module.Vocab(self)
+            self._vocab = weakref.ref(vocab)  # weak: the vocabulary holds the model
+        return vocab
+
+    @property
+    def description(self):
+        """Type, size and quantization in one line. Wraps ``llama_model_desc``."""
+        cdef char buffer[256]
+        cdef int32_t n = lib.llama_model_desc(self.require(), buffer, sizeof(buffer))
+        return buffer[:min(max(n, 0), 255)].decode("utf-8", "replace")
+
+    @property
+    def metadata(self):
+        """The scalar metadata of the file as a dict of str to str. Arrays are left out.
+
+        :class:`pyllm.core.gguf.GGUFReader` gives all of it with types.
+        Wraps ``llama_model_meta_key_by_index`` and ``llama_model_meta_val_str_by_index``.
+        """
+        cdef lib.llama_model * ptr = self.require()
+        cdef int32_t i
+        result = {}
+        for i in range(lib.llama_model_meta_count(ptr)):
+            key = _meta_text(ptr, i, True)
+            if key is not None:
+                result[key] = _meta_text(ptr, i, False)
+        return result
+
+    def meta(self, str key):
+        """The metadata value of `key` as str, or None. Wraps ``llama_model_meta_val_str``."""
+        cdef lib.llama_model * ptr = self.require()
+        encoded = c_text(key, "the key")
+        cdef int32_t n = lib.llama_model_meta_val_str(ptr, encoded, NULL, 0)
+        if n < 0:
+            return None
+        value = bytearray(n + 1)
+        cdef char * buffer = value
+        lib.llama_model_meta_val_str(ptr, encoded, buffer, n + 1)
+        return bytes(value[:n]).decode("utf-8", "replace")
+
+    def chat_template(self, name=None):
+        """The chat template with that name (None: the default one) as str, or None.
+
+        Wraps ``llama_model_chat_template``.
+        """
+        cdef lib.llama_model * ptr = self.require()
+        cdef const char * text
+        if name is None:
+            text = lib.llama_model_chat_template(ptr, NULL)
+        else:
+            encoded = c_text(name, "the name")
+            text = lib.llama_model_chat_template(ptr, encoded)
+        return None if text == NULL else (<bytes> text).decode("utf-8", "replace")
+
+    @property
+    def size(self):
+        """Size of all tensors in bytes (int). Wraps ``llama_model_size``."""
+        return lib.llama_model_size(self.require())
+
+    @property
+    def n_params(self):
+        """Number of parameters (int). Wraps ``llama_model_n_params``."""
+        return lib.llama_model_n_params(self.require())
+
+    @property
+    def ftype(self):
+        """The quantization of the file as text, e.g. "Q4_1". Wraps ``llama_model_ftype`` and ``llama_ftype_name``."""
+        cdef const char * name = lib.llama_ftype_name(lib.llama_model_ftype(self.require()))
+        return "unknown" if name == NULL else (<bytes> name).decode()
+
+    @property
+    def n_vocab(self):
+        """Number of tokens in the vocabulary (int). Wraps ``llama_vocab_n_tokens``."""
+        return lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.require()))
+
+    @property
+    def n_ctx_train(self):
+        """Context length the model was trained with, in tokens. Wraps ``llama_model_n_ctx_train``."""
+        return lib.llama_model_n_ctx_train(self.require())
+
+    @property
+    def n_embd(self):
+        """Width of the residual stream. Wraps ``llama_model_n_embd``."""
+        return lib.llama_model_n_embd(self.require())
+
+    @property
+    def n_embd_inp(self):
+        """Width of an embedding given as input. Wraps ``llama_model_n_embd_inp``."""
+        return lib.llama_model_n_embd_inp(self.require())
+
+    @property
+    def n_embd_out(self):
+        """Width of an embedding in the output. Wraps ``llama_model_n_embd_out``."""
+        return lib.llama_model_n_embd_out(self.require())
+
+    @property
+    def n_layer(self):
+        """Number of layers. Wraps ``llama_model_n_layer``."""
+        return lib.llama_model_n_layer(self.require())
+
+    @property
+    def n_layer_nextn(self):
+        """Number of layers for multi-token prediction. Wraps ``llama_model_n_layer_nextn``."""
+        return lib.llama_model_n_layer_nextn(self.require())
+
+    @property
+    def n_head(self):
+        """Number of attention heads. Wraps ``llama_model_n_head``."""
+        return lib.llama_model_n_head(self.require())
+
+    @property
+    def n_head_kv(self):
+        """Number of key and value heads. Wraps ``llama_model_n_head_kv``."""
+        return lib.llama_model_n_head_kv(self.require())
+
+    @property
+    def n_swa(self):
+        """Width of the sliding attention window in tokens, 0 without one. Wraps ``llama_model_n_swa``."""
+        return lib.llama_model_n_swa(self.require())
+
+    @property
+    def rope_type(self):
+        """How positions are rotated (:class:`pyllm.enums.RopeType`). Wraps ``llama_model_rope_type``."""
+        return enums.RopeType(<int> lib.llama_model_rope_type(self.require()))
+
+    @property
+    def rope_freq_scale_train(self):
+        """RoPE frequency scale of the training. Wraps ``llama_model_rope_freq_scale_train``."""
+        return lib.llama_model_rope_freq_scale_train(self.require())
+
+    @property
+    def has_encoder(self):
+        """True when the model needs ``Context.encode``. Wraps ``llama_model_has_encoder``."""
+        return lib.llama_model_has_encoder(self.require())
+
+    @property
+    def has_decoder(self):
+        """True when the model can decode. Wraps ``llama_model_has_decoder``."""
+        return lib.llama_model_has_decoder(self.require())
+
+    @property
+    def decoder_start_token(self):
+        """The token an encoder-decoder model starts its output with, or None.
+
+        Wraps ``llama_model_decoder_start_token``.
+        """
+        token = lib.llama_model_decoder_start_token(self.require())
+        return None if token == lib.LLAMA_TOKEN_NULL else token
+
+    @property
+    def is_recurrent(self):
+        """True for Mamba, RWKV and the like. Wraps ``llama_model_is_recurrent``."""
+        return lib.llama_model_is_recurrent(self.require())
+
+    @property
+    def is_hybrid(self):
+        """True where attention and recurrent layers mix. Wraps ``llama_model_is_hybrid``."""
+        return lib.llama_model_is_hybrid(self.require())
+
+    @property
+    def is_diffusion(self):
+        """True for diffusion language models. Wraps ``llama_model_is_diffusion``."""
+        return lib.llama_model_is_diffusion(self.require())
+
+    @property
+    def cls_labels(self):
+        """Labels of a classifier's outputs (list of str or None), empty for other models.
+
+        Wraps ``llama_model_n_cls_out`` and ``llama_model_cls_label``.
+        """
+        cdef lib.llama_model * ptr = self.require()
+        cdef const char * label
+        labels = []
+        for i in range(lib.llama_model_n_cls_out(ptr)):
+            label = lib.llama_model_cls_label(ptr, i)
+            labels.append(None if label == NULL else (<bytes> label).decode("utf-8", "replace"))
+        return labels if any(label is not None for label in labels) else []
+
+
+cdef str _meta_text(lib.llama_model * ptr, int32_t i, bint key):
+    """Key or value of the i-th metadata entry, however long it is."""
+    cdef int32_t n
+    if key:
+        n = lib.llama_model_meta_key_by_index(ptr, i, NULL, 0)
+    else:
+        n = lib.llama_model_meta_val_str_by_index(ptr, i, NULL, 0)
+    if n < 0:
+        return None
+    value = bytearray(n + 1)
+    cdef char * buffer = value
+    if key:
+        lib.llama_model_meta_key_by_index(ptr, i, buffer, n + 1)
+    else:
+        lib.llama_model_meta_val_str_by_index(ptr, i, buffer, n + 1)
+    return bytes(value[:n]).decode("utf-8", "replace")

@@ -1,0 +1,34 @@
+"""Samplers and chains of samplers."""
+
+from libc.stdint cimport int32_t
+
+from pyllm.core.context cimport Context
+from pyllm.core.resource cimport Resource
+from pyllm.includes cimport llama as lib
+
+
+cdef class Sampler(Resource):
+    cdef lib.llama_sampler * ptr
+    cdef Sampler chain              # the chain that owns ptr, if any; holding it keeps ptr alive
+    cdef object model               # the Model whose vocabulary ptr points into, if any
+    cdef readonly dict params       # what it was made with, for repr
+
+    cdef lib.llama_sampler * require(self) except NULL
+    cdef Sampler root(self)
+    # Around a call into llama.cpp: the lock of the whole chain, and the models it points into. begin() returns the
+    # Sampler whose lock was taken, for finish().
+    cdef Sampler begin(self)
+    cdef int finish(self, Sampler root) except -1
+    cdef list used_models(self)
+    cdef int forget(self) except -1
+    # Takes over a new llama_sampler; NULL raises `cls` with `message`.
+    cdef int own(self, lib.llama_sampler * ptr, str function, dict params, model=*, cls=*, str message=*) except -1
+
+
+cdef class Chain(Sampler):
+    cdef object members             # weak: address of a llama_sampler -> its Sampler
+    cdef list models                # Models that members point into; they outlive the chain
+
+
+# A clearer error for the assertion that a sampler selected nothing; other assertions as they are.
+cdef object explain(object cause)

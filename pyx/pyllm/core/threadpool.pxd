@@ -1,0 +1,9 @@
+"""Worker threads that stay alive between decodes."""
+
+from pyllm.includes.ggml cimport ggml_threadpool_t
+
+
+cdef class ThreadPool:
+    cdef ggml_threadpool_t ptr
+    cdef readonly int n_threads
+    cdef int generation                # fork generation: the threads exist only in that process
