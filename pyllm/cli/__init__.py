@@ -1,0 +1,17 @@
+"""The command line: ``pyllm run``, ``pull``, ``list``, ``inspect`` and ``doctor``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def entry() -> None:
+    """Run the program; the entry point of the ``pyllm`` command."""
+    try:
+        import rich  # noqa: F401
+        import typer  # noqa: F401
+    except ImportError as error:
+        sys.exit(f'pyllm: the command line needs {error.name}: pip install "pyllm[cli]"')
+    from pyllm.cli.main import main
+
+    main()

@@ -1,0 +1,89 @@
+"""The program: its commands, and how errors leave it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pyllm.cli.doctor import doctor
+from pyllm.cli.inspect import inspect
+from pyllm.cli.list import list_
+from pyllm.cli.output import is_verbose, note
+from pyllm.cli.pull import pull
+from pyllm.cli.run import run
+from pyllm.errors import PyllmError
+
+_FAILED = 1
+_INTERRUPTED = 130  # 128 + SIGINT, as a shell reports it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+class _Group(TyperGroup):
+    """Turns what a command raises into one line and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+        except PyllmError as error:
+            note(f"error: {_message(error)}")
+            raise typer.Exit(_FAILED) from error
+        except KeyboardInterrupt:
+            note("")
+            raise typer.Exit(_INTERRUPTED) from None
+        except BrokenPipeError:
+            # Nobody reads any more. Python flushes stdout once again as it ends; let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(_BROKEN_PIPE) from None
+        return result
+
+
+def _message(error: PyllmError) -> str:
+    # str() of the error has llama.cpp's log below the message; with --verbose that log was shown as it came.
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return f"{text} (--verbose shows llama.cpp's log)" if error.log and not is_verbose() else text
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pyllm.version import __version__
+
+        print(f"pyllm {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="pyllm",
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(run)
+app.command()(pull)
+app.command("list")(list_)
+app.command()(inspect)
+app.command()(doctor)
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Run language models with llama.cpp."""
+
+
+def main() -> None:
+    """Run the program with the arguments of this process."""
+    for stream in (sys.stdout, sys.stderr):
+        # Generated text is any Unicode, whatever the code page of the terminal is.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(encoding="utf-8", errors="replace")
+    app(prog_name="pyllm")

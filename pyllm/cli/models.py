@@ -1,0 +1,65 @@
+"""How commands turn the model that was named into a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyllm.cli.output import human_size, progress_bar
+
+if TYPE_CHECKING:
+    from pyllm.hub.registry import KnownModel
+
+
+def find_model(name: str, *, yes: bool) -> Path:
+    """The file that was named; a known model that is not here is pulled after asking.
+
+    Args:
+        name: A path or an alias.
+        yes: Pull without asking.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ModelNotFoundError: It would have to be pulled, and nobody is there to be asked.
+    """
+    from pyllm import hub
+    from pyllm.errors import ModelNotFoundError
+
+    def agreed(model: KnownModel) -> bool:
+        if yes:
+            return True
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise ModelNotFoundError(
+                f"{model.alias} is not in the cache and nobody can be asked; "
+                f"run `pyllm pull {model.alias}` first, or add --yes"
+            )
+        return _confirm(
+            f"{model.description} is not here. Download {human_size(model.download_size)} ({model.licence})?"
+        )
+
+    def pull_with_bar(model: KnownModel) -> bool:
+        if not agreed(model):
+            return False
+        with progress_bar() as progress:
+            hub.pull(model.alias, progress=progress)
+        return True
+
+    # The pull happens inside the question, so that its bar is gone before anything else is written.
+    return hub.resolve(name, download=pull_with_bar)
+
+
+def _confirm(question: str) -> bool:
+    # typer.confirm writes a blank to stdout even when it is told to use stderr.
+    while True:
+        print(f"{question} [Y/n] ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        answer = line.strip().lower()
+        if not line:
+            return False  # the terminal was closed
+        if answer in ("", "y", "yes"):
+            return True
+        if answer in ("n", "no"):
+            return False
