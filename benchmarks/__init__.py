@@ -1,0 +1,1 @@
+"""pyllm beside llama.cpp's own programs; `make bench` runs all of it."""
