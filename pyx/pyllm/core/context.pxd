@@ -29,6 +29,7 @@ cdef class Context(Resource):
     cdef lib.llama_context * ptr
     cdef readonly Model model             # must outlive the llama_context
     cdef ThreadPool pool                  # attached to the llama_context; replaced when more threads are asked for
+    cdef list old_pools                   # what was attached before, and the backend may still point to
     cdef interrupt stop                   # what llama.cpp asks between graph nodes
     cdef object abort_callback_           # the user's, asked every 20 ms
     cdef bint has_abort_callback

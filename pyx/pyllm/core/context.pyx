@@ -105,6 +105,7 @@ cdef class Context(Resource):
         self.ptr = NULL
         self.model = model
         self.shadows = {}
+        self.old_pools = []
         self.poison = poison_stale
         arguments = ContextArguments(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
@@ -212,6 +213,7 @@ cdef class Context(Resource):
             with nogil:
                 lib.llama_free(ptr)
             self.pool = None
+            self.old_pools = []
             self.n_outputs = 0
         finally:
             self.release()
@@ -363,7 +365,8 @@ cdef class Context(Resource):
         if code == 1:
             return error.fail(
                 errors.NoKVSlotError,
-                f"the KV cache has no room for the batch (n_ctx={self.n_ctx}, n_ctx_seq={self.n_ctx_seq}); "
+                f"the KV cache has no room for the batch (n_ctx={lib.llama_n_ctx(self.ptr)}, "
+                f"n_ctx_seq={lib.llama_n_ctx_seq(self.ptr)}); "
                 "remove tokens with Context.memory, or make the context with a larger n_ctx"
                 + ("" if self.kv_unified else "; tokens shared by several sequences need kv_unified=True"),
                 function, code,
@@ -643,7 +646,9 @@ cdef class Context(Resource):
             if max(c_n_threads, n_batch) > (self.pool.n_threads if self.pool is not None else 1):
                 pool = ThreadPool(max(c_n_threads, n_batch))
                 lib.llama_attach_threadpool(self.ptr, pool.ptr, NULL)
-                self.pool = pool  # the old one ends here, when it is not attached any more
+                # The backend goes on pointing to the old one until the next decode.
+                self.old_pools.append(self.pool)
+                self.pool = pool
             lib.llama_set_n_threads(self.ptr, c_n_threads, n_batch)
         finally:
             self.release()

@@ -12,6 +12,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <vector>
 
 #ifdef _WIN32
 #include <io.h>
@@ -43,16 +44,26 @@ static std::atomic<bool> finalizing{ false };
 static std::atomic<int>  in_python{ 0 };
 static std::atomic<int>  in_native{ 0 };  // long calls into llama.cpp that run without the GIL
 
+// What the callback does, pyllm calls of its own included, must not touch the state of the call it came from,
+// and an assertion must not be thrown through the frames of the Python interpreter.
+static thread_local std::vector<thread_state> suspended;
+
 static inline bool begin_python() {
     in_python.fetch_add(1);
     if (finalizing.load()) {
         in_python.fetch_sub(1);
         return false;
     }
+    suspended.push_back(std::move(state));
+    state = thread_state();
     return true;
 }
 
-static inline void end_python() { in_python.fetch_sub(1); }
+static inline void end_python() {
+    state = std::move(suspended.back());
+    suspended.pop_back();
+    in_python.fetch_sub(1);
+}
 
 static inline void begin_native() { in_native.fetch_add(1); }
 
@@ -64,6 +75,8 @@ static inline void enter() {
         state.log.clear();
     }
 }
+
+static inline void leave() { state.inside = false; }
 
 // Adds a piece of log text; returns true when `out` was filled with complete lines that somebody wants to read.
 static inline bool log_append(int level, const char * text, int & out_level, std::string & out) {

@@ -22,6 +22,9 @@ cdef bool is_finalizing() noexcept nogil
 # and allows a failed assertion in this thread to be thrown as a C++ exception.
 cdef void enter() noexcept nogil
 
+# From here on an assertion in this thread is none of ours.
+cdef void leave() noexcept nogil
+
 # The warnings and errors of the current call in this thread.
 cdef tuple take_log()
 

@@ -23,6 +23,7 @@ cdef extern from "guard.hpp" namespace "pyllm" nogil:
         bool quiet
     thread_state state
     void c_enter "pyllm::enter"() noexcept
+    void c_leave "pyllm::leave"() noexcept
     bool c_log_append "pyllm::log_append"(int level, const char * text, int & out_level, string & out) noexcept
     void c_set_min_level "pyllm::min_level.store"(int level) noexcept
     bool c_begin_python "pyllm::begin_python"() noexcept
@@ -94,6 +95,10 @@ def _at_exit():
 
 cdef void enter() noexcept nogil:
     c_enter()
+
+
+cdef void leave() noexcept nogil:
+    c_leave()
 
 
 cdef bint is_main_thread() noexcept nogil:

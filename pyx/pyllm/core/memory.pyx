@@ -138,16 +138,18 @@ cdef class Memory:
     def div(self, seq_id, divisor, p0=-1, p1=-1):
         """Divide positions of a sequence by an integer greater than 1, rounding down.
 
+        It is done position by position with ``llama_memory_seq_add``: at the pinned version
+        ``llama_memory_seq_div`` turns the keys the wrong way.
+
         Raises:
             InvalidArgumentError: The divisor is smaller than 2.
             ContextError: The memory cannot shift.
-
-        Wraps ``llama_memory_seq_div``.
         """
         cdef int32_t c_seq_id = int32(seq_id, "seq_id")
         cdef int32_t c_divisor = int32(divisor, "divisor")
-        cdef int32_t c_p0 = int32(p0, "p0")
-        cdef int32_t c_p1 = int32(p1, "p1")
+        cdef int32_t first = int32(p0, "p0")
+        cdef int32_t end = int32(p1, "p1")
+        cdef int32_t p
         self.context.acquire()
         try:
             memory = self.require()
@@ -155,7 +157,14 @@ cdef class Memory:
             if c_divisor < 2:
                 raise errors.InvalidArgumentError(f"the divisor must be at least 2, not {c_divisor}")
             self._check_shift(memory)
-            lib.llama_memory_seq_div(memory, c_seq_id, c_p0, c_p1, c_divisor)
+            first = max(first, lib.llama_memory_seq_pos_min(memory, c_seq_id), 0)
+            last = lib.llama_memory_seq_pos_max(memory, c_seq_id)
+            if end < 0 or end > last:
+                end = last + 1
+            # Upwards: p // divisor never reaches a position that is still to be moved.
+            for p in range(first, end):
+                if p // c_divisor != p:
+                    lib.llama_memory_seq_add(memory, c_seq_id, p, p + 1, p // c_divisor - p)
         finally:
             self.context.release()
 

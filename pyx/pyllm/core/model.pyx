@@ -200,6 +200,7 @@ cdef class Model:
 
     cdef void done(self) noexcept:
         self.users.fetch_sub(1)
+        guard.leave()
 
     def close(self):
         """Free the model, its contexts first. Closing twice is allowed.

@@ -36,8 +36,10 @@ cdef class Resource:
                 got = self.lock_.try_lock_for(50)
             if not got:
                 PyErr_CheckSignals()
+        self.depth += 1
         if self.in_call:
             # The lock is recursive, so this is the thread that is inside llama.cpp, in a callback of its own.
+            self.depth -= 1
             self.lock_.unlock()
             raise errors.ReentrantError(
                 f"this {type(self).__name__} is being used by the call that called back; "
@@ -46,4 +48,7 @@ cdef class Resource:
         return 0
 
     cdef void release(self) noexcept:
+        self.depth -= 1
+        if self.depth == 0:
+            guard.leave()
         self.lock_.unlock()

@@ -27,7 +27,10 @@ cdef class Sampler(Resource):
 
 cdef class Chain(Sampler):
     cdef object members             # weak: address of a llama_sampler -> its Sampler
+    cdef dict kinds                 # address of a llama_sampler -> (class, params, model) it was added with
     cdef list models                # Models that members point into; they outlive the chain
+
+    cdef int _copy_kinds(self, Chain source) except -1
 
 
 # A clearer error for the assertion that a sampler selected nothing; other assertions as they are.

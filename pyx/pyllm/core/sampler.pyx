@@ -74,6 +74,7 @@ cdef class Sampler(Resource):
                     "make a new one in the child"
                 )
             self.lock_.renew()
+            self.depth = 0
             self.generation = guard.fork_generation()
         return 0
 
@@ -161,7 +162,7 @@ cdef class Sampler(Resource):
     def seed(self):
         """The seed in use (int), or None for a sampler without one. Wraps ``llama_sampler_get_seed``."""
         cdef uint32_t seed = lib.llama_sampler_get_seed(self.require())
-        return None if seed == lib.LLAMA_DEFAULT_SEED else seed
+        return self.params.get("seed") if seed == lib.LLAMA_DEFAULT_SEED else seed
 
     def sample(self, Context context not None, i=-1):
         """Choose a token from the logits at index `i` of the last batch, and accept it.
@@ -307,6 +308,7 @@ cdef class Chain(Sampler):
         self.own(lib.llama_sampler_chain_init(params), "llama_sampler_chain_init", {})
         self.members = weakref.WeakValueDictionary()
         self.models = []
+        self.kinds = {}
         for sampler in samplers:
             self.add(sampler)
 
@@ -337,6 +339,7 @@ cdef class Chain(Sampler):
                 lib.llama_sampler_chain_add(self.ptr, sampler.ptr)
                 sampler.chain = self
                 self.members[<uintptr_t> sampler.ptr] = sampler
+                self.kinds[<uintptr_t> sampler.ptr] = (type(sampler), sampler.params, sampler.model)
                 self._adopt(sampler)
             finally:
                 sampler.release()
@@ -351,12 +354,23 @@ cdef class Chain(Sampler):
         if self.members is None:
             self.members = weakref.WeakValueDictionary()
             self.models = []
+            self.kinds = {}
+            self._copy_kinds(source)
         models = [source.model] if source.model is not None else []
         if isinstance(source, Chain):
             models += (<Chain> source).models
         self.models = self.models + [model for model in models if model not in self.models]
         if self.chain is not None:
             self.chain._adopt(source)
+
+    cdef int _copy_kinds(self, Chain source) except -1:
+        """For a clone: the same members stand at other addresses."""
+        cdef int32_t i
+        for i in range(lib.llama_sampler_chain_n(self.ptr)):
+            kind = source.kinds.get(<uintptr_t> lib.llama_sampler_chain_get(source.ptr, i))
+            if kind is not None:
+                self.kinds[<uintptr_t> lib.llama_sampler_chain_get(self.ptr, i)] = kind
+        return 0
 
     def remove(self, i):
         """Take the i-th sampler out of the chain.
@@ -377,6 +391,7 @@ cdef class Chain(Sampler):
             sampler = self[c_i]
             lib.llama_sampler_chain_remove(self.ptr, c_i if c_i >= 0 else len(self) + c_i)
             self.members.pop(<uintptr_t> sampler.ptr, None)
+            self.kinds.pop(<uintptr_t> sampler.ptr, None)
             sampler.chain = None
             return sampler
         finally:
@@ -433,17 +448,14 @@ cdef int forget_pending(lib.llama_sampler * ptr) except -1:
 
 cdef Sampler wrap_member(Chain chain, lib.llama_sampler * ptr):
     """A Sampler for a member of a chain whose first one is gone."""
-    cdef Sampler self
-    if lib.llama_sampler_chain_get(ptr, -1) != NULL:
-        self = Chain.__new__(Chain)
+    cls, params, model = chain.kinds.get(<uintptr_t> ptr, (Sampler, {}, None))
+    cdef Sampler self = cls.__new__(cls)
+    self.params = params
+    self.model = model
+    if isinstance(self, Chain):
         (<Chain> self).members = weakref.WeakValueDictionary()
         (<Chain> self).models = list(chain.models)
-    else:
-        self = Sampler.__new__(Sampler)
-        self.params = {"name": (<bytes> lib.llama_sampler_name(ptr)).decode()}
-        # Which model it points into is no longer known: any model of the chain may be the one.
-        if chain.models:
-            self.model = chain.models[0]
+        (<Chain> self).kinds = {}
     self.ptr = ptr
     self.chain = chain
     chain.members[<uintptr_t> ptr] = self

@@ -6,8 +6,9 @@ Greedy, Dist, Mirostat, MirostatV2 or AdaptiveP.
 
 import math
 import operator
+import secrets
 
-from libc.stdint cimport int32_t, uint32_t
+from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
 from pyllm import errors
@@ -21,16 +22,23 @@ from pyllm.includes cimport llama as lib
 # Longer than any context; the samplers make room for all of it at once.
 cdef enum:
     MAX_LAST_N = 1 << 20
+    MAX_VOCAB = 1 << 24
 
 
-cdef uint32_t _seed(seed) except? 0xFFFFFFFE:
-    """None means random, which llama.cpp spells as its default seed."""
+cdef object _seed(seed):
+    """A seed to use and to tell: None is drawn here, because llama.cpp does not tell what it drew."""
     if seed is None:
-        return lib.LLAMA_DEFAULT_SEED
+        return secrets.randbelow(0xFFFFFFFF)
     seed = operator.index(seed)
     if not 0 <= seed < 0xFFFFFFFF:
         raise errors.InvalidArgumentError(f"seed must be from 0 to 4294967294, or None for a random one, not {seed}")
     return seed
+
+
+cdef int32_t _n_vocab(value) except -1:
+    if not 1 <= operator.index(value) <= MAX_VOCAB:
+        raise errors.InvalidArgumentError(f"n_vocab must be from 1 to {MAX_VOCAB}, not {value}")
+    return value
 
 
 cdef int _last_n(value) except -1:
@@ -65,8 +73,9 @@ class Dist(Sampler):
     """
 
     def __init__(self, seed=None):
+        seed = _seed(seed)
         guard.enter()
-        (<Sampler?> self).own(lib.llama_sampler_init_dist(_seed(seed)), "llama_sampler_init_dist", {"seed": seed})
+        (<Sampler?> self).own(lib.llama_sampler_init_dist(seed), "llama_sampler_init_dist", {"seed": seed})
 
 
 class TopK(Sampler):
@@ -172,10 +181,11 @@ class XTC(Sampler):
     """
 
     def __init__(self, p, t, min_keep=1, seed=None):
+        seed = _seed(seed)
         guard.enter()
         (<Sampler?> self).own(
             lib.llama_sampler_init_xtc(
-                number(p, "p", 0, 1), number(t, "t", 0, 1), _min_keep(min_keep), _seed(seed)
+                number(p, "p", 0, 1), number(t, "t", 0, 1), _min_keep(min_keep), seed
             ),
             "llama_sampler_init_xtc", {"p": p, "t": t, "min_keep": min_keep, "seed": seed},
         )
@@ -208,14 +218,15 @@ class Mirostat(Sampler):
     """
 
     def __init__(self, n_vocab, seed=None, tau=5.0, eta=0.1, m=100):
-        cdef int32_t c_n_vocab = int32(n_vocab, "n_vocab")
+        cdef int32_t c_n_vocab = _n_vocab(n_vocab)
         cdef int32_t c_m = int32(m, "m")
-        if c_n_vocab < 1 or c_m < 2:
-            raise errors.InvalidArgumentError(f"n_vocab must be positive and m at least 2, not {c_n_vocab} and {c_m}")
+        if not 2 <= c_m <= MAX_VOCAB:
+            raise errors.InvalidArgumentError(f"m must be from 2 to {MAX_VOCAB}, not {c_m}")
+        seed = _seed(seed)
         guard.enter()
         (<Sampler?> self).own(
             lib.llama_sampler_init_mirostat(
-                c_n_vocab, _seed(seed), number(tau, "tau", 0), number(eta, "eta", 0), c_m
+                c_n_vocab, seed, number(tau, "tau", 0), number(eta, "eta", 0), c_m
             ),
             "llama_sampler_init_mirostat", {"n_vocab": c_n_vocab, "seed": seed, "tau": tau, "eta": eta, "m": c_m},
         )
@@ -233,9 +244,10 @@ class MirostatV2(Sampler):
     """
 
     def __init__(self, seed=None, tau=5.0, eta=0.1):
+        seed = _seed(seed)
         guard.enter()
         (<Sampler?> self).own(
-            lib.llama_sampler_init_mirostat_v2(_seed(seed), number(tau, "tau", 0), number(eta, "eta", 0)),
+            lib.llama_sampler_init_mirostat_v2(seed, number(tau, "tau", 0), number(eta, "eta", 0)),
             "llama_sampler_init_mirostat_v2", {"seed": seed, "tau": tau, "eta": eta},
         )
 
@@ -252,10 +264,11 @@ class AdaptiveP(Sampler):
     """
 
     def __init__(self, target, decay=0.9, seed=None):
+        seed = _seed(seed)
         guard.enter()
         (<Sampler?> self).own(
             lib.llama_sampler_init_adaptive_p(
-                number(target, "target", -math.inf, 1), number(decay, "decay", 0, 0.99), _seed(seed)
+                number(target, "target", -math.inf, 1), number(decay, "decay", 0, 0.99), seed
             ),
             "llama_sampler_init_adaptive_p", {"target": target, "decay": decay, "seed": seed},
         )
@@ -321,9 +334,7 @@ class Penalties(Sampler):
     """
 
     def __init__(self, n_vocab, last_n=64, repeat=1.0, freq=0.0, present=0.0):
-        cdef int32_t c_n_vocab = int32(n_vocab, "n_vocab")
-        if c_n_vocab < 1:
-            raise errors.InvalidArgumentError(f"n_vocab must be positive, not {c_n_vocab}")
+        cdef int32_t c_n_vocab = _n_vocab(n_vocab)
         if not repeat > 0:
             raise errors.InvalidArgumentError(f"repeat must be greater than 0 (1 is off), not {repeat}")
         guard.enter()
@@ -384,7 +395,7 @@ class LogitBias(Sampler):
     """
 
     def __init__(self, n_vocab, bias):
-        cdef int32_t c_n_vocab = int32(n_vocab, "n_vocab")
+        cdef int32_t c_n_vocab = _n_vocab(n_vocab)
         cdef vector[lib.llama_logit_bias] entries
         cdef lib.llama_logit_bias entry
         for token, value in dict(bias).items():

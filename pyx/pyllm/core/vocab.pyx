@@ -3,6 +3,7 @@
 cimport cython
 from libc.limits cimport INT_MIN
 from libc.stdint cimport int32_t, uintptr_t
+from libcpp cimport bool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
 
@@ -11,8 +12,17 @@ import numpy as np
 from pyllm import enums
 from pyllm.errors import InvalidArgumentError, TokenizeError
 from pyllm.core.arguments cimport int32
+from pyllm.core cimport guard
 from pyllm.core.model cimport Model
 from pyllm.includes cimport llama as lib
+from pyllm.includes._translate cimport translate
+
+
+cdef extern from "big_stack.hpp" namespace "pyllm" nogil:
+    int32_t tokenize_text "pyllm::tokenize"(
+        const lib.llama_vocab * vocab, const char * text, int32_t length, int32_t * tokens, int32_t n_max,
+        bool add_special, bool parse_special, void (*enter)() noexcept,
+    ) except +translate
 
 
 @cython.no_gc_clear
@@ -74,7 +84,7 @@ cdef class Vocab:
         """Turn text into token ids.
 
         Args:
-            text: str (encoded as UTF-8) or bytes, which need not be valid UTF-8.
+            text: str (encoded as UTF-8) or bytes.
             add_special: Add BOS and EOS where the model is configured so.
             parse_special: Read control tokens such as ``<|im_end|>`` in the text as tokens, not as text. Leave it
                 off for text that comes from others.
@@ -83,7 +93,8 @@ cdef class Vocab:
             numpy.ndarray: Token ids, int32, shape (n,).
 
         Raises:
-            TokenizeError: The text is too long, or the model has no tokenizer.
+            TokenizeError: The text is too long, or bytes that are not UTF-8 which this kind of tokenizer cannot
+                take, or the model has no tokenizer.
 
         Wraps ``llama_tokenize``.
         """
@@ -102,10 +113,16 @@ cdef class Vocab:
         try:
             with nogil:
                 tokens.resize(n)
-                n = lib.llama_tokenize(ptr, c_text, length, tokens.data(), n, add_special, parse_special)
+                n = tokenize_text(
+                    ptr, c_text, length, tokens.data(), n, add_special, parse_special, guard.enter
+                )
                 if n < 0 and n != INT_MIN:
                     tokens.resize(-n)
-                    n = lib.llama_tokenize(ptr, c_text, length, tokens.data(), -n, add_special, parse_special)
+                    n = tokenize_text(
+                        ptr, c_text, length, tokens.data(), -n, add_special, parse_special, guard.enter
+                    )
+        except InvalidArgumentError as cause:
+            raise TokenizeError(f"the text cannot be tokenized: {cause}", function="llama_tokenize") from cause
         finally:
             self.model.done()
         if n < 0:

@@ -1,0 +1,93 @@
+"""Backends and devices: what is found, where it is looked for, what is rejected."""
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pyllm
+from pyllm import errors
+from pyllm.core import backend
+
+LIB = Path(pyllm.__file__).parent / "lib"
+
+
+def test_the_cpu_is_there():
+    cpus = [device for device in backend.devices() if device.type == "cpu"]
+    assert len(cpus) == 1
+    cpu = cpus[0]
+    assert cpu.name == "CPU" and cpu.description and cpu.memory_total >= cpu.memory_free >= 0
+    assert cpu.memory_total > 2**28
+    loaded = [info for info in backend.backends() if info.loaded and "CPU" in info.devices]
+    assert [info.name for info in loaded] == [cpu.backend] and loaded[0].reason == ""
+
+
+def test_modules_come_from_our_own_folder():
+    for info in backend.backends():
+        if info.loaded and info.path:
+            assert Path(info.path).parent.resolve() == LIB.resolve()
+        assert info.loaded or info.reason
+
+
+def test_neither_the_current_folder_nor_that_of_the_program_is_searched(tmp_path):
+    """A module that would kill the process on loading lies where ggml itself would look."""
+    for name in ("libggml-cuda.so", "libggml-vulkan.so", "libggml-cpu-evil.so"):
+        (tmp_path / name).write_bytes(b"\x7fELF not a library")
+    code = "from pyllm.core import backend; print([b.path for b in backend.backends()])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(pyllm.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path) not in done.stdout and "evil" not in done.stdout
+
+
+def test_loading_twice_changes_nothing():
+    before = backend.devices()
+    backend.load_backends()
+    assert [device.name for device in backend.devices()] == [device.name for device in before]
+
+
+def test_cpu_features_and_system_info():
+    features = backend.cpu_features()
+    assert features and all(isinstance(key, str) and isinstance(value, str) for key, value in features.items())
+    if platform.machine() in ("x86_64", "AMD64"):
+        flags = Path("/proc/cpuinfo")
+        if flags.exists() and " avx2 " in flags.read_text():
+            assert features.get("AVX2") == "1"
+    info = backend.system_info()
+    assert info == info.strip() and "CPU" in info
+
+
+def test_buffer_types():
+    address = backend.buffer_type_address("CPU")
+    assert isinstance(address, int) and address != 0
+    with pytest.raises(errors.InvalidArgumentError, match=r"'nowhere'.*'CPU'"):
+        backend.buffer_type_address("nowhere")
+
+
+def test_the_version_is_that_of_the_sources():
+    version = backend.llama_version()
+    assert version and version[0].isdigit()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no library"])
+def test_a_module_that_cannot_be_loaded(tmp_path, content):
+    path = tmp_path / "libggml-wrong.so"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(errors.BackendError, match="libggml-wrong") as caught:
+        backend.load_backend(path)
+    assert caught.value.function == "ggml_backend_load" and caught.value.log
+
+
+def test_a_library_that_is_no_backend():
+    library = next(path for path in LIB.iterdir() if "ggml-base" in path.name)
+    with pytest.raises(errors.BackendError):
+        backend.load_backend(library)
