@@ -185,6 +185,7 @@ class CMakeBuild:
             **PLATFORM.cmake,
             **({} if WINDOWS else compilers),
             **{f"CMAKE_{language}_COMPILER_LAUNCHER": self.config.ccache for language in ("C", "CXX")},
+            "CMAKE_PROJECT_llama.cpp_INCLUDE": str(ROOT / "llama_cpp_src/quiet.cmake"),
             "CMAKE_ARCHIVE_OUTPUT_DIRECTORY": str(self.libraries),
             "CMAKE_INSTALL_RPATH": PLATFORM.origin,
             "CMAKE_MAKE_PROGRAM": tool("ninja"),

@@ -52,7 +52,6 @@ def test_silent_by_default(tiny_models):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.xfail(strict=True, reason="llama.cpp's grammar parser writes to stderr itself, past the log")
 def test_a_grammar_that_is_none_is_silent(tiny_models):
     code = """
 import sys

@@ -125,7 +125,10 @@ cdef class Batch:
             data = _integers(tokens, "tokens", (1,))
             n, n_embd = data.shape[0], 0
         else:
-            data = np.ascontiguousarray(embeddings, dtype=np.float32)
+            data = np.asarray(embeddings)
+            if data.dtype.kind not in "fiu":
+                raise errors.InvalidBatchError(f"embeddings must be numbers, not {data.dtype}")
+            data = np.ascontiguousarray(data, dtype=np.float32)
             if data.ndim != 2:
                 raise errors.InvalidBatchError(f"embeddings must have shape (n, n_embd), not {data.shape}")
             n, n_embd = data.shape
@@ -239,7 +242,9 @@ cdef class Batch:
             raise errors.InvalidBatchError(f"positions start at 0, not {c_pos}")
         cdef int32_t j = 0
         for sequence in sequences:
-            self.seq_id[i][j] = sequence
+            self.seq_id[i][j] = int32(sequence, "a sequence id")
+            if self.seq_id[i][j] < 0:
+                raise errors.InvalidBatchError(f"sequence ids start at 0, not {sequence}")
             j += 1
         self.token[i] = c_token
         self.pos[i] = c_pos

@@ -12,6 +12,7 @@ from pyllm.includes cimport ggml_backend
 from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
+from pyllm.core.text_limits import check_pattern
 
 
 cdef class LoadParams:
@@ -138,6 +139,7 @@ cdef class LoadParams:
         cdef bytes pattern
         for i, (key, name) in enumerate(overrides.items()):
             pattern = c_text(key, "a pattern in tensor_buft_overrides")
+            check_pattern(pattern, "a pattern in tensor_buft_overrides")
             self.keep.append(pattern)
             self.buft_overrides[i].pattern = pattern
             self.buft_overrides[i].buft = <ggml_backend.ggml_backend_buffer_type_t> <void *> <size_t> (

@@ -17,6 +17,7 @@ cdef class Model:
     cdef object __weakref__
 
     cdef int _check_metadata(self) except -1
+    cdef int _check_tensor_types(self, bytes encoded) except -1
     cdef bytes _check_path(self, path)
     # The only way to read ptr: raises ClosedError after close().
     cdef lib.llama_model * require(self) except NULL

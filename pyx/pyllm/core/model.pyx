@@ -14,10 +14,19 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
+from pyllm.includes cimport ggml, gguf
 from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
 from pyllm.core import vocab as _vocab_module
+
+cdef dict INTEGER_TYPES = {
+    <int> ggml.GGML_TYPE_I8: "i8",
+    <int> ggml.GGML_TYPE_I16: "i16",
+    <int> ggml.GGML_TYPE_I32: "i32",
+    <int> ggml.GGML_TYPE_I64: "i64",
+    <int> ggml.GGML_TYPE_F64: "f64",
+}
 
 
 cdef class _Progress:
@@ -139,6 +148,7 @@ cdef class Model:
             f"{self.path!r} could not be loaded as a model",
         )
         self._check_metadata()
+        self._check_tensor_types(encoded)
 
     cdef int _check_metadata(self) except -1:
         """Refuse numbers that llama.cpp would only notice in a worker thread, where nothing can be caught."""
@@ -151,6 +161,32 @@ cdef class Model:
                 continue
             if not 0 <= value < math.inf:
                 raise errors.ModelLoadError(f"{self.path!r} is damaged: {key} is {text}, and must be a number >= 0")
+        return 0
+
+    cdef int _check_tensor_types(self, bytes encoded) except -1:
+        """Refuse weights of a type that no matrix multiplication knows: llama.cpp loads them and dies computing."""
+        cdef gguf.gguf_init_params params
+        cdef gguf.gguf_context * file
+        cdef int64_t i
+        cdef const char * path = encoded
+        params.no_alloc = True
+        params.ctx = NULL
+        with nogil:
+            file = gguf.gguf_init_from_file(path, params)
+        if file == NULL:
+            return 0  # llama.cpp has read it in another way, and that is what counts
+        try:
+            for i in range(gguf.gguf_get_n_tensors(file)):
+                kind = <int> gguf.gguf_get_tensor_type(file, i)
+                name = (<bytes> gguf.gguf_get_tensor_name(file, i)).decode("utf-8", "replace")
+                # Tables of expert ids are integers; everything else that is called a weight is multiplied.
+                if kind in INTEGER_TYPES and name.endswith(".weight") and "tid2eid" not in name:
+                    raise errors.ModelLoadError(
+                        f"{self.path!r} is damaged: {name} is of type {INTEGER_TYPES[kind]}, "
+                        "which weights never are"
+                    )
+        finally:
+            gguf.gguf_free(file)
         return 0
 
     cdef bytes _check_path(self, path):

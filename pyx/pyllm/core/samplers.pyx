@@ -12,11 +12,13 @@ from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
 from pyllm import errors
-from pyllm.core.arguments cimport int32, number
+from pyllm.core.arguments cimport c_text, int32, number
 from pyllm.core cimport guard
 from pyllm.core.sampler cimport Sampler
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
+
+from pyllm.core.text_limits import check_grammar, check_pattern
 
 
 # Longer than any context; the samplers make room for all of it at once.
@@ -300,7 +302,10 @@ class Grammar(Sampler):
         text, start = grammar.encode(), root.encode()
         if b"\0" in text or b"\0" in start:
             raise errors.GrammarError("the grammar contains a NUL character")
-        encoded = [pattern.encode() for pattern in trigger_patterns]
+        check_grammar(grammar)
+        encoded = [c_text(pattern, "a trigger pattern") for pattern in trigger_patterns]
+        for pattern in encoded:
+            check_pattern(pattern, "a trigger pattern")
         for pattern in encoded:
             patterns.push_back(<const char *> <bytes> pattern)
         for token in trigger_tokens:
