@@ -115,12 +115,15 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
 
     def cythonize(self) -> None:
         """Turns the .pyx files that changed, or whose .pxd files did, into C++."""
-        from Cython import __version__ as version
-        from Cython.Build import cythonize
+        import Cython
+        from Cython.Build import Dependencies, cythonize
         from Cython.Compiler.Errors import CompileError
 
         folder = Path("build", "cython-ft" if FREE_THREADED else "cython")
-        empty_unless(folder, json.dumps([version, DIRECTIVES]))
+        empty_unless(folder, json.dumps([Cython.__version__, DIRECTIVES]))
+        # Cython's own .pxd files look new in every isolated build; its version has just been compared instead.
+        own, timestamp = str(Path(Cython.__file__).parent), Dependencies.DependencyTree.timestamp
+        Dependencies.DependencyTree.timestamp = lambda tree, name: 0 if name.startswith(own) else timestamp(tree, name)
         try:
             generated = cythonize(
                 [Extension(extension.name, extension.sources, language="c++") for extension in self.extensions],

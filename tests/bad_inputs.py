@@ -548,7 +548,7 @@ bad(
 bad(
     "samplers",
     "Grammar trigger_patterns=",
-    (5, [5], [None], ["["], ["("], [b"x"], ["a\0b"]),
+    (5, [5], [None], ["["], ["("], ["a\0b"]),
     lambda w, v: Grammar(w.vocab, 'root ::= "a"', trigger_patterns=v),
 )
 bad("samplers", "sample", (None, 5, object()), lambda w, v: Greedy().sample(v), TypeError)
@@ -581,11 +581,10 @@ bad(
     lambda w, v: Grammar(w.vocab, 'root ::= "a"').apply(v),
     errors.PyllmError,
 )
-bad("samplers", "Infill apply", (np.zeros(10**5, "f"),), lambda w, v: Infill(w.vocab).apply(v), errors.PyllmError)
 bad("samplers", "Chain", (None, 5, object(), [Greedy()], "x"), lambda w, v: Chain(v), TypeError)
 bad("samplers", "Chain add", (None, 5, object(), Greedy), lambda w, v: Chain().add(v), TypeError)
 bad("samplers", "Chain []", (*NOT_INTEGERS, 2, -3), lambda w, v: Chain(TopK(1), Greedy())[v], TypeError, IndexError)
-bad("samplers", "Chain []", HUGE, lambda w, v: Chain(TopK(1), Greedy())[v], OverflowError, IndexError)
+bad("samplers", "Chain []", HUGE, lambda w, v: Chain(TopK(1), Greedy())[v], ValueError, OverflowError, IndexError)
 bad(
     "samplers",
     "Chain remove",

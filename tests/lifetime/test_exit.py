@@ -151,11 +151,16 @@ def work():
         context.decode(Batch.from_arrays(np.ones(200, int)))
 """,
     "decoding one shared context": """
+from pyllm.errors import NoKVSlotError
 model, context = make()
 def work():
     while True:
-        context.memory.clear()
-        context.decode(Batch.from_arrays(np.ones(100, int)))
+        # Between two threads' clear() and decode() the cache may be full, which is right and not what is tested.
+        try:
+            context.memory.clear()
+            context.decode(Batch.from_arrays(np.ones(80, int)))
+        except NoKVSlotError:
+            pass
 """,
     "decoding with an abort callback": """
 model = Model(PATH)
@@ -240,11 +245,16 @@ except KeyboardInterrupt:
 def test_threads_that_are_joined_at_exit(tiny_models):
     isolated.survive(
         """
+from pyllm.errors import NoKVSlotError
 model, context = make()
 def work():
     for _ in range(20):
-        context.memory.clear()
-        context.decode(Batch.from_arrays(np.ones(100, int)))
+        # Between two threads' clear() and decode() the cache may be full, which is right and not what is tested.
+        try:
+            context.memory.clear()
+            context.decode(Batch.from_arrays(np.ones(80, int)))
+        except NoKVSlotError:
+            pass
 for _ in range(3):
     threading.Thread(target=work).start()
 """,
