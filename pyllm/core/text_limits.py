@@ -38,12 +38,17 @@ def check_grammar(grammar: str) -> None:
         elif match["rule"]:
             rules += 1
         if depth > MAX_NESTING:
-            raise GrammarError(f"{_place(grammar, match)}: parentheses are nested more than {MAX_NESTING} deep")
+            raise GrammarError(
+                f"the grammar cannot be used: {_place(grammar, match)}: parentheses are nested more than "
+                f"{MAX_NESTING} deep"
+            )
         if rules > MAX_RULES:
-            raise GrammarError(f"{_place(grammar, match)}: there are more than {MAX_RULES} rules")
+            raise GrammarError(f"the grammar cannot be used: {_place(grammar, match)}: there are more than {MAX_RULES} rules")
         least, most = match["least"], match["most"]
         if least and most and match["comma"] and int(most) < int(least):
-            raise GrammarError(f"{_place(grammar, match)}: the repetition {match[0]} ends before it begins")
+            raise GrammarError(
+                f"the grammar cannot be used: {_place(grammar, match)}: the repetition {match[0]} ends before it begins"
+            )
 
 
 def check_pattern(pattern: str | bytes, what: str) -> None:

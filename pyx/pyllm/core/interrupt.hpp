@@ -17,13 +17,9 @@ struct interrupt {
     unsigned          asked = 0;
     clock::time_point next;
 
-    // Before each call into llama.cpp.
-    void begin(bool watch_) {
-        watch = watch_;
-        if (watch) {
-            next = clock::now() + interval();
-        }
-    }
+    // Before each call into llama.cpp. The time of the next look goes on from call to call: a generation is many
+    // short ones.
+    void begin(bool watch_) { watch = watch_; }
 
     void request() { requested.store(true); }
 

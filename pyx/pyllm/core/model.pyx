@@ -185,6 +185,11 @@ cdef class Model:
                         f"{self.path!r} is damaged: {name} is of type {INTEGER_TYPES[kind]}, "
                         "which weights never are"
                     )
+                # Whatever wrote the file kept these in full: no kernel of the CPU multiplies with others.
+                if name.endswith("_norm.weight") and kind != <int> ggml.GGML_TYPE_F32:
+                    raise errors.ModelLoadError(
+                        f"{self.path!r} is damaged: {name} is not of type f32, which norms always are"
+                    )
         finally:
             gguf.gguf_free(file)
         return 0

@@ -215,9 +215,14 @@ cdef class Sampler(Resource):
 
         Wraps ``llama_sampler_apply``.
         """
-        values = np.ascontiguousarray(logits, dtype=np.float32)
-        if values.ndim != 1 or values.size == 0:
-            raise errors.InvalidArgumentError(f"logits must have shape (n_vocab,), not {values.shape}")
+        values = np.asarray(logits)
+        if values.ndim != 1 or values.dtype.kind not in "fiu":
+            raise errors.InvalidArgumentError(
+                f"logits must be numbers of shape (n_vocab,), not {values.dtype} of shape {values.shape}"
+            )
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        if values.size == 0:
+            raise errors.InvalidArgumentError("there are no logits to apply a sampler to")
         cdef const float[::1] view = values
         cdef Py_ssize_t i, n = view.shape[0]
         cdef lib.llama_token_data_array array

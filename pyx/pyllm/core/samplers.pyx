@@ -309,7 +309,7 @@ class Grammar(Sampler):
         for pattern in encoded:
             patterns.push_back(<const char *> <bytes> pattern)
         for token in trigger_tokens:
-            vocab.check_token(token)
+            vocab.check_token(int32(token, "a trigger token"))
             tokens.push_back(token)
         if patterns.empty() and tokens.empty():
             ptr = lib.llama_sampler_init_grammar(c_vocab, text, start)
