@@ -43,7 +43,9 @@ def check_grammar(grammar: str) -> None:
                 f"{MAX_NESTING} deep"
             )
         if rules > MAX_RULES:
-            raise GrammarError(f"the grammar cannot be used: {_place(grammar, match)}: there are more than {MAX_RULES} rules")
+            raise GrammarError(
+                f"the grammar cannot be used: {_place(grammar, match)}: there are more than {MAX_RULES} rules"
+            )
         least, most = match["least"], match["most"]
         if least and most and match["comma"] and int(most) < int(least):
             raise GrammarError(
