@@ -105,8 +105,8 @@ lint: build
 
 # Upstream's own programs, built in the same folder with the same flags, for comparisons.
 tools: build
-	$(call step,llama.cpp: llama-bench llama-completion llama-perplexity)
-	@$(VENV)/bin/cmake --build build/cmake-native --target llama-bench llama-completion llama-perplexity
+	$(call step,llama.cpp: llama-bench llama-batched-bench llama-completion llama-perplexity)
+	@$(VENV)/bin/cmake --build build/cmake-native --target llama-bench llama-batched-bench llama-completion llama-perplexity
 
 bench: tools
 	$(call step,benchmarks)

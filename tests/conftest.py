@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +16,9 @@ import tiny_models
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
 from pyllm.core.model import Model
+
+# Started in the background, a process ignores SIGINT and hands that on to its children: Ctrl-C is tested in both.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class TinyModels(Mapping[str, Path]):
