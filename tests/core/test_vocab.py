@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pyllm import enums, errors
@@ -39,11 +39,14 @@ def test_any_text_survives(vocab, text):
 
 
 @given(st.text(max_size=60))
+@example("\u2581")
 @settings(max_examples=150, deadline=None)
 def test_any_text_survives_whatever_it_is(load, text):
     for kind in ("spm", "bpe"):
         vocab = load("llama", vocab=kind).vocab
-        assert vocab.detokenize(vocab.tokenize(text, add_special=False)) == text
+        # SentencePiece writes a space as U+2581: the two are one there.
+        expected = text.replace("\u2581", " ") if kind == "spm" else text
+        assert vocab.detokenize(vocab.tokenize(text, add_special=False)) == expected
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe\xfa", b"ok \xc3", bytes(range(256))])

@@ -68,7 +68,7 @@ def work():
 model = Model(PATH)
 def work():
     context = Context(model, n_ctx=64, n_threads=1)
-    context.set_abort_callback(lambda: context)
+    context.set_abort_callback(lambda: context is None)
     context.decode(Batch.from_arrays([1]))
     del context
     gc.collect(0)

@@ -5,9 +5,7 @@ from libcpp cimport bool
 
 from pyllm.core.batch cimport Batch
 from pyllm.core.context_params cimport ContextArguments
-from pyllm.core.model cimport Model
-from pyllm.core.resource cimport Resource
-from pyllm.core.threadpool cimport ThreadPool
+from pyllm.core.context_settings cimport ContextSettings
 from pyllm.includes cimport llama as lib
 
 
@@ -25,11 +23,7 @@ cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
         bool callback(void * data) noexcept
 
 
-cdef class Context(Resource):
-    cdef lib.llama_context * ptr
-    cdef readonly Model model             # must outlive the llama_context
-    cdef ThreadPool pool                  # attached to the llama_context; replaced when more threads are asked for
-    cdef list old_pools                   # what was attached before, and the backend may still point to
+cdef class Context(ContextSettings):
     cdef interrupt stop                   # what llama.cpp asks between graph nodes
     cdef object abort_callback_           # the user's, asked every 20 ms
     cdef bint has_abort_callback
@@ -37,7 +31,6 @@ cdef class Context(Resource):
     cdef int64_t unconfirmed              # floats that the buffer has if the decode that asked for them got so far
     cdef readonly int32_t n_outputs       # rows that the last decode produced; 0 after a failed one
     cdef int64_t reserved                 # floats that the output buffer has room for
-    cdef bint embeddings_                 # whether embeddings are output too
     cdef bint kv_unified                  # one cache for all sequences
     cdef bint bf16_keys                   # ggml cannot shift those
     cdef bint poison                      # debug: outputs are copies that turn to NaN when they go stale
@@ -51,9 +44,7 @@ cdef class Context(Resource):
     cdef int32_t n_ubatch_
     cdef int32_t n_seq_max_
 
-    cdef lib.llama_context * require(self) except NULL
     cdef int _read_constants(self, ContextArguments arguments) except -1
-    cdef int _attach_pool(self) except -1
     cdef int _run(self, Batch batch, bint encode) except -1
     cdef int _check_batch(self, Batch batch, bint encode) except -1
     cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil

@@ -222,7 +222,7 @@ cdef class Sampler(Resource):
             )
         values = np.ascontiguousarray(values, dtype=np.float32)
         if values.size == 0:
-            raise errors.InvalidArgumentError("there are no logits to apply a sampler to")
+            raise errors.InvalidArgumentError("logits must be of shape (n_vocab,): there are none to apply a sampler to")
         cdef const float[::1] view = values
         cdef Py_ssize_t i, n = view.shape[0]
         cdef lib.llama_token_data_array array
