@@ -7,9 +7,11 @@ python -m benchmarks.run --pairs 9 --only tg,text
 from __future__ import annotations
 
 import argparse
+import random
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -20,6 +22,7 @@ from pyllm import hub
 from pyllm.cpus import usable_cpus
 
 PROMPT = "The history of the steam engine begins with"
+WORDS = ("river", "stone", "and", "the", "of", "under", "mill", "light", "to", "in", "is", "not", "winter", "hand")
 
 
 def comparisons(model: Path, threads: int, pairs: int, only: set[str], repetitions: int) -> list[Comparison]:
@@ -64,12 +67,37 @@ def comparisons(model: Path, threads: int, pairs: int, only: set[str], repetitio
                 pairs=pairs,
             )
         )  # fmt: skip
+    if "perplexity" in only:
+        found.append(perplexity(model, threads, pairs, common))
     if "text" in only:
         found.append(compare("greedy text 128", "tokens/s", "llama-completion", our_text, their_text, pairs=pairs))
         if texts["ours"].strip() != texts["theirs"].strip():
             raise SystemExit(
                 f"the texts differ:\npyllm:            {texts['ours']!r}\nllama-completion: {texts['theirs']!r}"
             )
+    return found
+
+
+def perplexity(model: Path, threads: int, pairs: int, common: tuple[str, ...]) -> Comparison:
+    """Perplexity of a text of random words; the results must agree."""
+    values: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        text = Path(folder) / "text.txt"
+        chooser = random.Random(0)
+        text.write_text(" ".join(chooser.choice(WORDS) for _ in range(4150)), encoding="utf-8")
+
+        def ours() -> float:
+            result = child("perplexity", *common, "--text", str(text), "--n-ctx", "512")
+            values["ours"] = result["ppl"]
+            return result["rate"]
+
+        def theirs() -> float:
+            rate, values["theirs"] = upstream.perplexity(model, text, threads=threads, n_ctx=512)
+            return rate
+
+        found = compare("perplexity, windows of 512", "tokens/s", "llama-perplexity", ours, theirs, pairs=pairs)
+    if abs(values["ours"] / values["theirs"] - 1) > 1e-4:
+        raise SystemExit(f"the perplexities differ: {values}")
     return found
 
 
@@ -98,7 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="pp,tg,batched,text,costs,imports")
+    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,imports")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/local/latest.json")
     args = parser.parse_args()
     only = set(args.only.split(","))

@@ -49,6 +49,28 @@ def completion(model: Path, prompt: str, *, n_gen: int, threads: int, n_ctx: int
     return rate_of_total(done.stderr), done.stdout
 
 
+def perplexity(model: Path, text: Path, *, threads: int, n_ctx: int) -> tuple[float, float]:
+    """Tokens per second of llama-perplexity, from the times in its log: without loading and tokenizing; its result."""
+    # Its log is written by another thread, and it may end before the last line is out: then it runs again.
+    for _ in range(3):
+        done = _run("llama-perplexity", "-m", str(model), "-f", str(text), "-t", str(threads), "-c", str(n_ctx))
+        report = done.stdout + done.stderr
+        if "Final estimate" in report:
+            break
+    stamp = r"(\d+)\.(\d+)\.(\d+)\.(\d+) I perplexity: "
+    started = re.search(stamp + r"calculating perplexity over (\d+) chunks", report)
+    ended = re.search(r"(\d+)\.(\d+)\.(\d+)\.(\d+) I Final estimate: PPL = ([\d.]+)", report)
+    if started is None or ended is None:
+        raise SystemExit(f"llama-perplexity reported no times or no result:\n{report}")
+    seconds = _seconds(ended) - _seconds(started)
+    return int(started[5]) * n_ctx / seconds, float(ended[5])
+
+
+def _seconds(stamp: re.Match[str]) -> float:
+    minutes, seconds, milliseconds, microseconds = (int(stamp[i]) for i in range(1, 5))
+    return 60 * minutes + seconds + milliseconds / 1e3 + microseconds / 1e6
+
+
 def rate_of_total(report: str) -> float:
     """Tokens per second from "eval time" plus "sampling time": what a generated token costs in all."""
     evaluated = re.search(r"\beval time =\s*([\d.]+) ms /\s*(\d+) runs", report)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.processors import processors
 from pyllm import Batch, Chain, Context, Generation, Llama, Model
 from pyllm.core.samplers import Greedy
 
@@ -81,6 +82,27 @@ def batched(args: argparse.Namespace) -> dict[str, float]:
         if i > 0:
             times.append(time.perf_counter() - started)
     return {"rate": n * args.n_gen / statistics.median(times)}
+
+
+def perplexity_of_a_text(args: argparse.Namespace) -> dict[str, float]:
+    """As `llama-perplexity`: all windows and the sums; model, context and tokens are ready before."""
+    from pathlib import Path
+
+    from pyllm.eval import perplexity
+
+    text = Path(args.text).read_text(encoding="utf-8").removesuffix("\n")
+    model = Model(args.model)
+    n_seq = max(1, 2048 // args.n_ctx)
+    context = Context(
+        model, n_ctx=n_seq * args.n_ctx, n_seq_max=n_seq, n_batch=n_seq * args.n_ctx, n_threads=args.threads
+    )
+    context.decode(Batch.from_arrays([0, 0]))  # llama-perplexity warms up like this
+    context.synchronize()
+    tokens = model.vocab.tokenize(text)
+    started = time.perf_counter()
+    result = perplexity(context, tokens, n_ctx=args.n_ctx)
+    seconds = time.perf_counter() - started
+    return {"rate": result.n_chunks * args.n_ctx / seconds, "ppl": result.ppl}
 
 
 def greedy_text(args: argparse.Namespace) -> dict[str, float]:
@@ -171,7 +193,9 @@ WORKLOADS = {
     "tg": token_generation,
     "batched": batched,
     "text": greedy_text,
+    "perplexity": perplexity_of_a_text,
     "costs": costs,
+    "processors": processors,
 }
 
 
@@ -187,6 +211,7 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, default=512)
     parser.add_argument("--n-vocab", type=int, default=49152)
     parser.add_argument("--prompt", default="")
+    parser.add_argument("--text", help="a file, for perplexity")
     parser.add_argument("--repetitions", type=int, default=3)
     args = parser.parse_args()
     print(json.dumps(WORKLOADS[args.workload](args)))

@@ -47,7 +47,7 @@ _MODULES = {
     "Timings": "pyllm.types",
     "PyllmError": "pyllm.errors",
 }
-_SUBMODULES = {"core", "errors", "enums", "hub", "memory", "sampling"}
+_SUBMODULES = {"core", "enums", "errors", "eval", "hub", "interp", "memory", "processors", "sampling", "viz"}
 
 
 def __getattr__(name: str) -> Any:

@@ -119,6 +119,18 @@ class NoOutputError(PyllmError, LookupError):
     """The last decode gave no output at that index."""
 
 
+class StateError(PyllmError, ValueError):
+    """A saved state is damaged or does not fit the context; or it could not be saved."""
+
+
+class AdapterError(PyllmError, ValueError):
+    """A LoRA adapter or a control vector cannot be loaded, or does not fit the model."""
+
+
+class QuantizeError(PyllmError, RuntimeError):
+    """A model file could not be quantized."""
+
+
 class SamplerError(PyllmError, RuntimeError):
     """A sampler cannot be used as asked, for example a chain that never selects a token."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,11 @@ from pyllm.params import (
     split_arguments,
     unknown_argument,
 )
+from pyllm.processors.base import LogitsProcessor, as_processors, process, reset
 from pyllm.sampling import build_chain, new_seed
 from pyllm.types import Chunk, Completion, FinishReason, Timings, Usage
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
-LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
 
 DEFAULT_N_CTX = 4096
 _CALL_ARGUMENTS = ("max_tokens", "stop", "logits_processor", "sampler")
@@ -131,7 +131,8 @@ class Llama:
             max_tokens: Stop after so many; None goes on until the model ends the text or the context is full.
             stop: A stop string, or several; the text ends before the first one that appears.
             logits_processor: A function ``f(ids, logits)``, or several: ids are all tokens so far, int32, shape
-                (n,), the prompt included; logits float32, shape (n_vocab,), may be edited in place or returned anew.
+                (n,), the prompt included, read-only; logits float32, shape (n_vocab,), may be edited in place or
+                returned anew. One that has a method reset() is reset at the start. See :mod:`pyllm.processors`.
             sampler: A sampler to use instead of those the other arguments describe.
             **arguments: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
 
@@ -194,11 +195,16 @@ class _Request:
         stop: str | Iterable[str] = arguments.pop("stop", None) or ()
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         sampler: Sampler | None = arguments.pop("sampler", None)
-        self.processors = _processors(arguments.pop("logits_processor", None))
+        self.processors = as_processors(arguments.pop("logits_processor", None))
         known = field_names(SamplingParams)
         for name in arguments:
             if name not in known:
                 raise unknown_argument(name, [*known, *_CALL_ARGUMENTS], "a call of Llama")
+        if sampler is not None and arguments:
+            raise InvalidArgumentError(
+                f"a sampler was given, which would leave {', '.join(sorted(arguments))} without effect; "
+                "put such samplers into its chain instead"
+            )
         params = SamplingParams(**arguments)
         if self.max_tokens is not None and self.max_tokens < 0:
             raise InvalidArgumentError(f"max_tokens must be at least 0, or None for no limit, not {self.max_tokens}")
@@ -219,7 +225,7 @@ class _Request:
                 "shorten it, or make the Llama with a larger n_ctx"
             )
         self.room = n_ctx - len(self.ids)
-        self.sampler = sampler or build_chain(params, llama.vocab, self.seed)
+        self.sampler = build_chain(params, llama.vocab, self.seed) if sampler is None else sampler
         self.penalises = sampler is None and params.penalises
         self.text: list[str] = []
         self.prompt_ms = self.generation_ms = 0.0
@@ -228,6 +234,7 @@ class _Request:
         self.llama._acquire()
         try:
             started = time.perf_counter()
+            reset(self.processors)
             self._prefill()
             self.prompt_ms = 1000 * (time.perf_counter() - started)
         except BaseException:
@@ -282,7 +289,7 @@ class _Request:
         filled = len(self.ids)
         while self.generation.n_generated < self.limit and self.generation.finish_reason is None:
             started = time.perf_counter()
-            if self.processors and not self._process(ids[:filled]):
+            if self.processors and not self._process(ids, filled):
                 return
             token = self._step()
             self.generation_ms += 1000 * (time.perf_counter() - started)
@@ -314,17 +321,15 @@ class _Request:
         except NoKVSlotError:
             return None
 
-    def _process(self, ids: NDArray[np.int32]) -> bool:
-        """Let the processors edit the logits of the next token; False when the context is full."""
+    def _process(self, ids: NDArray[np.int32], n: int) -> bool:
+        """Let the processors edit the logits after the first n ids; False when the context is full."""
         try:
             self.generation.decode_next()
         except NoKVSlotError:
             return False
-        row = self.llama.context.logits[-1]
-        for processor in self.processors:
-            result = processor(ids, row)
-            if result is not None and result is not row:
-                row[:] = result
+        so_far = ids[:n]
+        so_far.flags.writeable = False
+        process(self.processors, so_far, self.llama.context.logits[-1])
         return True
 
     def _completion(self) -> Completion:
@@ -340,14 +345,6 @@ class _Request:
             stop=str(stopped) if stopped is not None else None,
             timings=Timings(self.prompt_ms, self.generation_ms, len(generated)),
         )
-
-
-def _processors(value: LogitsProcessor | Iterable[LogitsProcessor] | None) -> list[LogitsProcessor]:
-    processors = [] if value is None else [value] if callable(value) else list(value)
-    for processor in processors:
-        if not callable(processor):
-            raise InvalidArgumentError(f"a logits processor must be callable, not {processor!r}")
-    return processors
 
 
 __all__ = ["Llama", "LogitsProcessor", "StreamOpenError"]

@@ -1,10 +1,12 @@
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Self
+from typing import IO, Any, Self
 
+from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from pyllm.core.backend import Device
+from pyllm.core.model_source import ModelSource
 from pyllm.core.vocab import Vocab
 from pyllm.enums import LazyMode, LoadMode, RopeType, SplitMode
 
@@ -12,7 +14,7 @@ from pyllm.enums import LazyMode, LoadMode, RopeType, SplitMode
 class Model:
     def __new__(
         cls,
-        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | ModelSource,
         *,
         n_gpu_layers: int | None = None,
         split_mode: SplitMode | int | str | None = None,
@@ -31,6 +33,18 @@ class Model:
         no_alloc: bool | None = None,
         load_mtp: bool | None = None,
     ) -> Self: ...
+    @classmethod
+    def from_splits(cls, paths: Iterable[str | os.PathLike[str]], **arguments: Any) -> Self: ...
+    @classmethod
+    def from_file(cls, file: IO[bytes], **arguments: Any) -> Self: ...
+    @classmethod
+    def from_arrays(
+        cls,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, NDArray[Any] | tuple[NDArray[Any], str]],
+        **arguments: Any,
+    ) -> Self: ...
+    def save(self, path: str | os.PathLike[str]) -> None: ...
     def close(self) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
@@ -52,6 +66,8 @@ class Model:
     def description(self) -> str: ...
     @property
     def metadata(self) -> dict[str, str]: ...
+    @property
+    def sampling_metadata(self) -> dict[str, str]: ...
     @property
     def size(self) -> int: ...
     @property

@@ -25,6 +25,37 @@ def test_the_cpu_is_there():
     assert [info.name for info in loaded] == [cpu.backend] and loaded[0].reason == ""
 
 
+def test_what_a_device_can_do_and_its_memory():
+    device = next(device for device in backend.devices() if device.type == "cpu")
+    assert device.id is None
+    # As ggml-cpu.cpp has it: it computes in the calling thread, on any memory.
+    assert device.caps == backend.DeviceCaps(
+        async_=False, host_buffer=False, buffer_from_host_ptr=True, events=False, mmap_support=True
+    )
+    first, *others = device.buffer_types
+    assert first == backend.BufferType("CPU", "default", first.alignment, None, True)
+    assert first.alignment >= 32 and first.alignment & (first.alignment - 1) == 0
+    for other in others:
+        assert other.kind in ("host", "extra") and other.name and other.alignment > 0
+        assert other.max_size is None or other.max_size > 0
+        if other.name == "CPU_REPACK":
+            assert (other.kind, other.is_host) == ("extra", False), "its layout is not ggml's usual one"
+    for value, name in ((device, "name"), (device.caps, "events"), (first, "name")):
+        with pytest.raises(AttributeError):
+            setattr(value, name, None)
+        assert value in {value}
+
+
+def test_features_of_a_backend():
+    for info in backend.backends():
+        assert all(isinstance(key, str) and isinstance(value, str) for key, value in info.features.items())
+        assert info in {info}
+        if "CPU" in info.devices:
+            assert info.features == backend.cpu_features() != {}
+        if not info.loaded:
+            assert info.features == {}
+
+
 def test_modules_come_from_our_own_folder():
     for info in backend.backends():
         if info.loaded and info.path:
@@ -91,3 +122,17 @@ def test_a_library_that_is_no_backend():
     library = next(path for path in LIB.iterdir() if "ggml-base" in path.name)
     with pytest.raises(errors.BackendError):
         backend.load_backend(library)
+
+
+def test_what_this_build_can_do():
+    assert set(backend.support()) == {"mmap", "mlock", "gpu_offload", "rpc"}
+    assert backend.support()["mmap"] is True
+    assert backend.limits()["parallel_sequences"] >= 64
+    before = backend.time_us()
+    assert backend.time_us() >= before > 0
+
+
+def test_numa_strategies():
+    backend.numa_init("disabled")
+    with pytest.raises(errors.InvalidArgumentError, match="'distribute'"):
+        backend.numa_init("nonsense")

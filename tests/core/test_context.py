@@ -8,6 +8,7 @@ import pytest
 
 from pyllm import enums, errors
 from pyllm.core.batch import Batch
+from pyllm.core.batch_ext import BatchExt
 from pyllm.core.context import Context
 
 # Making one
@@ -395,11 +396,17 @@ def test_performance_counters(make_context, ids):
 def test_close_and_everything_after_it(make_context, ids):
     context = make_context()
     context.decode(Batch.from_arrays(ids))
+    extended = BatchExt(context).add(ids[:1])
     context.close()
     context.close()
     assert context.closed and repr(context) == "<Context (closed)>"
-    after = {"close", "closed", "model", "n_outputs", "n_vocab", "memory", "abort", "set_abort_callback"}
+    after = {"close", "closed", "model", "n_outputs", "n_vocab", "memory", "abort", "set_abort_callback", "capture"}
+    after |= {"state", "adapters", "control_vector"}
     arguments = {
+        "set_adapters": ({},),
+        "set_control_vector": (None,),
+        "set_sampler": (0, None),
+        "process": (extended,),
         "decode": (Batch.from_arrays(ids),),
         "encode": (Batch.from_arrays(ids),),
         "logits_ith": (0,),
@@ -438,3 +445,17 @@ def test_close_waits_for_a_decode_that_is_running(slow):
     context.close()
     thread.join()
     assert ended == ["aborted"] and context.closed
+
+
+def test_worker_threads_can_be_let_go(make_context, ids):
+    context = make_context(n_threads=2)
+    batch = Batch.from_arrays(ids, outputs="all")
+    context.decode(batch)
+    expected = context.logits.copy()
+    context.detach_threadpool()
+    context.detach_threadpool()
+    for n_threads in (2, 3):
+        context.memory.clear()
+        context.decode(batch)
+        assert np.array_equal(context.logits, expected)
+        context.set_n_threads(n_threads + 1)

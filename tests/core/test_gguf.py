@@ -1,17 +1,22 @@
 """Reading and writing GGUF files."""
 
 import gc
+import mmap
 import os
 import signal
+import struct
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
+from isolated import survive
 
 from pyllm import errors, hub
 from pyllm.core.gguf import TENSOR_TYPES, GGUFReader, GGUFWriter, TensorInfo
+from pyllm.core.model import Model
+from pyllm.core.model_source import split_path
 
 INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 
@@ -412,6 +417,101 @@ def test_an_unknown_tensor(tmp_path):
     file = written(tmp_path / "a.gguf", tensors={"t": normal(2)})
     with pytest.raises(errors.GGUFError, match="no tensor 'x'"):
         file.tensor("x")
+
+
+# Alignment, parts and memory
+
+
+def test_a_default_alignment_that_is_spelled_out(tmp_path):
+    key = b"general.alignment"
+    header = b"GGUF" + struct.pack("<Iqq", 3, 0, 1) + struct.pack(f"<Q{len(key)}siI", len(key), key, 4, 32)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(header)
+    file = GGUFReader(path)
+    assert (file.alignment, file.metadata["general.alignment"]) == (32, 32)
+
+
+@pytest.mark.parametrize("alignment", [1, 32, 4096])
+@pytest.mark.parametrize("n_bytes", [1, 31, 32, 33])
+def test_padding_between_tensors(tmp_path, alignment, n_bytes):
+    arrays = {f"t{i}": np.full(n_bytes, i + 1, np.int8) for i in range(3)}
+    writer = GGUFWriter(alignment=alignment)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
+    writer.write(tmp_path / "a.gguf")
+    file = GGUFReader(tmp_path / "a.gguf")
+    step = -(-n_bytes // alignment) * alignment
+    assert [info.offset - file.data_offset for info in file.tensors] == [0, step, 2 * step]
+    assert (tmp_path / "a.gguf").stat().st_size == file.data_offset + 3 * step
+    raw = np.fromfile(tmp_path / "a.gguf", np.uint8)[file.data_offset :].reshape(3, step)
+    assert (raw[:, :n_bytes] == np.arange(1, 4)[:, None]).all() and not raw[:, n_bytes:].any()
+
+
+def test_a_part_of_a_model_says_so(tmp_path):
+    file = written(
+        tmp_path / "m-00002-of-00003.gguf",
+        ("split.no", 1, "uint16"),
+        ("split.count", 3, "uint16"),
+        ("split.tensors.count", 9, "int32"),
+        tensors={"t": normal(2)},
+    )
+    assert [info.name for info in file.tensors] == ["t"]
+    with pytest.raises(errors.GGUFError, match="no tensor 'x' among its 1 tensors; it is part 2 of 3"):
+        file.tensor("x")
+
+
+def test_all_parts_of_a_model(tmp_path, tiny_models):
+    """Parts as llama.cpp reads them: the metadata is in the first, and each has some of the tensors."""
+    whole = GGUFReader(tiny_models["llama"])
+    names = [info.name for info in whole.tensors]
+    paths = [split_path(tmp_path / "m", i, 2) for i in range(2)]
+    for i, path in enumerate(paths):
+        writer = GGUFWriter()
+        for key, value in whole.metadata.items() if i == 0 else ():
+            writer.add(key, value)
+        for key, value, type in (("no", i, "uint16"), ("count", 2, "uint16"), ("tensors.count", len(names), "int32")):
+            writer.add(f"split.{key}", value, type)
+        for name in names[i::2]:
+            writer.add_tensor(name, whole.tensor(name))
+        writer.write(path)
+    read = {info.name: part.tensor(info.name) for part in map(GGUFReader, paths) for info in part.tensors}
+    assert set(read) == set(names)
+    assert all(np.array_equal(read[name], whole.tensor(name)) for name in names)
+    with Model(paths[0]) as split, Model(tiny_models["llama"]) as one:
+        assert split.n_params == one.n_params
+        assert split.vocab.tokenize("the people").tolist() == one.vocab.tokenize("the people").tolist()
+
+
+def test_tensors_are_not_copied(tmp_path):
+    """They lie on the mapped file: two arrays of one tensor share memory, and take none before they are read."""
+    file = written(tmp_path / "a.gguf", tensors={"t": normal(64, 64), "u": normal(8)})
+    first, second = file.tensor("t"), file.tensor("t")
+    assert np.shares_memory(first, second) and not np.shares_memory(first, file.tensor("u"))
+    assert not first.flags.owndata and not first.flags.writeable
+    with pytest.raises(ValueError, match="read-only"):
+        first[0, 0] = 1
+    base = first
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert isinstance(getattr(base.base, "obj", base.base), mmap.mmap)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB")
+def test_opening_a_large_file_takes_no_memory(tmp_path):
+    writer = GGUFWriter()
+    writer.add_tensor("t", np.broadcast_to(np.float32(1), (1 << 13, 1 << 13)).copy())
+    writer.write(tmp_path / "a.gguf")
+    del writer
+    code = (
+        "import resource, sys\n"
+        "from pyllm.core.gguf import GGUFReader\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
+        "array = GGUFReader(sys.argv[1]).tensor('t')\n"
+        "assert array.nbytes == 1 << 28 and array[-1, -1] == 1\n"
+        "assert peak() - before < 32_000, peak() - before\n"
+    )
+    survive(code, tmp_path / "a.gguf")
 
 
 # Lifetime

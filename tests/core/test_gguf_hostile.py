@@ -117,6 +117,14 @@ def test_the_error_carries_the_words_of_llama_cpp(tmp_path):
     assert caught.value.function == "gguf_init_from_buffer"
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_big_endian_files_are_refused_by_name(tmp_path, version):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack(">Iqq", version, 1, 2) + DATA)
+    with pytest.raises(errors.GGUFError, match=r"a\.gguf: the file is big-endian"):
+        GGUFReader(path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs sparse files, and peak memory in KiB")
 def test_a_sparse_file_of_many_gigabytes_takes_no_memory(tmp_path):
     resource = pytest.importorskip("resource")

@@ -10,12 +10,7 @@ import pytest
 VOCABULARIES = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
 
 # In a process that may not take the whole machine's memory.
-PRELUDE = """
-if sys.platform == "linux":
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-model = Model(PATH)
-"""
+PRELUDE = "limit_memory(); model = Model(PATH)\n"
 
 GRAMMARS = {
     "repeated from five to two times": """'root ::= "a"{5,2}'""",

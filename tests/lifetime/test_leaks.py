@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import isolated
 import pytest
+
+pytestmark = pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer holds on to what was freed"
+)
 
 # Grows by less than this after the warm-up, however many rounds there are. A leaked tiny model is half a
 # megabyte, a leaked context more, a leaked sampler a few hundred bytes: rounds are chosen so that each would show.

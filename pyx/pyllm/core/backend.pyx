@@ -7,7 +7,7 @@ the current directory are never searched.
 
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from libc.stdint cimport uintptr_t
 
@@ -15,7 +15,7 @@ from pyllm import errors
 from pyllm.backends import discover
 from pyllm.core cimport guard, log
 from pyllm.core.arguments cimport c_text
-from pyllm.includes cimport ggml
+from pyllm.includes cimport ggml, ggml_cpu
 from pyllm.includes cimport ggml_backend as lib
 from pyllm.includes cimport llama
 
@@ -32,6 +32,52 @@ _DEVICE_TYPES = {
     <int> lib.GGML_BACKEND_DEVICE_TYPE_META: "meta",
 }
 
+_NUMA = {
+    "disabled": <int> ggml_cpu.GGML_NUMA_STRATEGY_DISABLED,
+    "distribute": <int> ggml_cpu.GGML_NUMA_STRATEGY_DISTRIBUTE,
+    "isolate": <int> ggml_cpu.GGML_NUMA_STRATEGY_ISOLATE,
+    "numactl": <int> ggml_cpu.GGML_NUMA_STRATEGY_NUMACTL,
+    "mirror": <int> ggml_cpu.GGML_NUMA_STRATEGY_MIRROR,
+}
+
+
+@dataclass(frozen=True)
+class BufferType:
+    """A kind of memory in which a device can compute or from which it can copy.
+
+    Attributes:
+        name: Name for ``tensor_buft_overrides``, where :func:`buffer_type_address` knows it, e.g. "CPU" or "CUDA0".
+        kind: "default", "host" (pinned memory of the host, fast to copy from) or "extra" (weights are repacked).
+        alignment: Every tensor starts at a multiple of this, in bytes.
+        max_size: Largest buffer in bytes; None where there is no limit.
+        is_host: Whether tensors in it are ordinary memory in ggml's usual layout.
+    """
+
+    name: str
+    kind: str
+    alignment: int
+    max_size: int | None
+    is_host: bool
+
+
+@dataclass(frozen=True)
+class DeviceCaps:
+    """What a device can do besides computing.
+
+    Attributes:
+        async_: Compute while the caller goes on.
+        host_buffer: Allocate pinned memory of the host.
+        buffer_from_host_ptr: Compute on memory that is there already, such as a mapped file.
+        events: Synchronize by events.
+        mmap_support: Take weights from a mapped file.
+    """
+
+    async_: bool
+    host_buffer: bool
+    buffer_from_host_ptr: bool
+    events: bool
+    mmap_support: bool
+
 
 @dataclass(frozen=True)
 class Device:
@@ -42,8 +88,11 @@ class Device:
         description: What the hardware calls itself.
         type: "cpu", "gpu", "igpu", "accel" or "meta".
         backend: Name of the backend it belongs to.
-        memory_free: Free memory in bytes.
+        memory_free: Free memory in bytes, when :func:`devices` was called.
         memory_total: All of its memory in bytes.
+        id: Which piece of hardware it is, e.g. the PCI address "0000:c1:00.0"; None where it is not known.
+        caps: What it can do (DeviceCaps).
+        buffer_types: Its kinds of memory (tuple of BufferType), the default one first.
     """
 
     name: str
@@ -52,6 +101,9 @@ class Device:
     backend: str
     memory_free: int
     memory_total: int
+    id: str | None
+    caps: DeviceCaps
+    buffer_types: tuple
 
 
 @dataclass(frozen=True)
@@ -64,6 +116,7 @@ class BackendInfo:
         path: The module's file, where it is known.
         reason: Why it was rejected; empty for a loaded one.
         devices: Names of its devices.
+        features: What it was compiled for and uses, e.g. ``{"AVX2": "1"}`` (dict of str); empty where it does not say.
     """
 
     name: str
@@ -71,6 +124,7 @@ class BackendInfo:
     path: str
     reason: str
     devices: tuple
+    features: dict = field(default_factory=dict, hash=False)
 
 
 def load_backends():
@@ -172,7 +226,8 @@ def backends():
             device = lib.ggml_backend_reg_dev_get(registered, j)
             names.append((<bytes> lib.ggml_backend_dev_name(device)).decode())
         name = (<bytes> lib.ggml_backend_reg_name(registered)).decode()
-        result.append(BackendInfo(name, True, discover.module_in_use(name), "", tuple(names)))
+        path = discover.module_in_use(name)
+        result.append(BackendInfo(name, True, path, "", tuple(names), _features(registered)))
     result.extend(BackendInfo(other.name, False, other.path, other.reason, ()) for other in discover.unused_modules(
         [info.path for info in result]
     ))
@@ -180,7 +235,10 @@ def backends():
 
 
 def devices():
-    """The devices of all loaded backends (list of Device), in ggml's order."""
+    """The devices of all loaded backends (list of Device), in ggml's order.
+
+    Wraps ``ggml_backend_dev_get_props`` and ``ggml_backend_buft_*``.
+    """
     load_backends()
     cdef size_t i
     guard.enter()
@@ -188,16 +246,68 @@ def devices():
 
 
 cdef _device(lib.ggml_backend_dev_t device):
-    cdef size_t free = 0, total = 0
-    lib.ggml_backend_dev_memory(device, &free, &total)
+    cdef lib.ggml_backend_dev_props props
+    lib.ggml_backend_dev_get_props(device, &props)
+    # Some backends leave the memory out of the properties.
+    lib.ggml_backend_dev_memory(device, &props.memory_free, &props.memory_total)
     return Device(
         (<bytes> lib.ggml_backend_dev_name(device)).decode("utf-8", "replace"),
         (<bytes> lib.ggml_backend_dev_description(device)).decode("utf-8", "replace"),
         _DEVICE_TYPES.get(<int> lib.ggml_backend_dev_get_type(device), "unknown"),
         (<bytes> lib.ggml_backend_reg_name(lib.ggml_backend_dev_backend_reg(device))).decode(),
-        free,
-        total,
+        props.memory_free,
+        props.memory_total,
+        None if props.device_id == NULL else (<bytes> props.device_id).decode("utf-8", "replace"),
+        DeviceCaps(
+            props.caps.async_, props.caps.host_buffer, props.caps.buffer_from_host_ptr, props.caps.events,
+            props.caps.mmap_support,
+        ),
+        _buffer_types(device),
     )
+
+
+cdef tuple _buffer_types(lib.ggml_backend_dev_t device):
+    cdef lib.ggml_backend_buffer_type_t buft = lib.ggml_backend_dev_buffer_type(device)
+    cdef lib.ggml_backend_buffer_type_t * extra
+    cdef void * function
+    result = []
+    if buft != NULL:
+        result.append(_buffer_type(buft, "default"))
+    buft = lib.ggml_backend_dev_host_buffer_type(device)
+    if buft != NULL:
+        result.append(_buffer_type(buft, "host"))
+    function = lib.ggml_backend_reg_get_proc_address(
+        lib.ggml_backend_dev_backend_reg(device), b"ggml_backend_dev_get_extra_bufts"
+    )
+    if function != NULL:
+        extra = (<lib.ggml_backend_dev_get_extra_bufts_t> function)(device)
+        while extra != NULL and extra[0] != NULL:
+            result.append(_buffer_type(extra[0], "extra"))
+            extra += 1
+    return tuple(result)
+
+
+cdef _buffer_type(lib.ggml_backend_buffer_type_t buft, str kind):
+    cdef size_t max_size = lib.ggml_backend_buft_get_max_size(buft)
+    return BufferType(
+        (<bytes> lib.ggml_backend_buft_name(buft)).decode("utf-8", "replace"),
+        kind,
+        lib.ggml_backend_buft_get_alignment(buft),
+        None if max_size == <size_t> -1 else max_size,
+        lib.ggml_backend_buft_is_host(buft),
+    )
+
+
+cdef dict _features(lib.ggml_backend_reg_t registered):
+    cdef lib.ggml_backend_feature * feature
+    cdef void * function = lib.ggml_backend_reg_get_proc_address(registered, b"ggml_backend_get_features")
+    result = {}
+    if function != NULL:
+        feature = (<lib.ggml_backend_get_features_t> function)(registered)
+        while feature != NULL and feature.name != NULL:
+            result[(<bytes> feature.name).decode()] = (<bytes> feature.value).decode()
+            feature += 1
+    return result
 
 
 def buffer_type_address(name):
@@ -242,20 +352,68 @@ def cpu_features():
     """
     load_backends()
     guard.enter()
-    cdef lib.ggml_backend_dev_t device = lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU)
-    cdef void * function = lib.ggml_backend_reg_get_proc_address(
-        lib.ggml_backend_dev_backend_reg(device), b"ggml_backend_get_features"
-    )
-    result = {}
-    if function == NULL:
-        return result
-    cdef lib.ggml_backend_feature * feature = (<lib.ggml_backend_get_features_t> function)(
-        lib.ggml_backend_dev_backend_reg(device)
-    )
-    while feature.name != NULL:
-        result[(<bytes> feature.name).decode()] = (<bytes> feature.value).decode()
-        feature += 1
-    return result
+    return _features(lib.ggml_backend_dev_backend_reg(lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU)))
+
+
+def support():
+    """What this build and its backends can do.
+
+    Returns:
+        dict[str, bool]: "mmap" and "mlock" of files, "gpu_offload" of layers, "rpc" to other machines.
+
+    Wraps ``llama_supports_mmap``, ``llama_supports_mlock``, ``llama_supports_gpu_offload`` and
+    ``llama_supports_rpc``.
+    """
+    load_backends()
+    guard.enter()
+    return {
+        "mmap": llama.llama_supports_mmap(),
+        "mlock": llama.llama_supports_mlock(),
+        "gpu_offload": llama.llama_supports_gpu_offload(),
+        "rpc": llama.llama_supports_rpc(),
+    }
+
+
+def limits():
+    """What llama.cpp was compiled for at most.
+
+    Returns:
+        dict[str, int]: "devices", "parallel_sequences" (the largest n_seq_max) and "tensor_buft_overrides".
+
+    Wraps ``llama_max_devices``, ``llama_max_parallel_sequences`` and ``llama_max_tensor_buft_overrides``.
+    """
+    load_backends()
+    guard.enter()
+    return {
+        "devices": llama.llama_max_devices(),
+        "parallel_sequences": llama.llama_max_parallel_sequences(),
+        "tensor_buft_overrides": llama.llama_max_tensor_buft_overrides(),
+    }
+
+
+def numa_init(strategy):
+    """Tell the CPU backend how to spread its threads over NUMA nodes. Once for a process, before models are loaded.
+
+    Args:
+        strategy: "disabled", "distribute", "isolate", "numactl" or "mirror".
+
+    Raises:
+        InvalidArgumentError: There is no such strategy.
+
+    Wraps ``llama_numa_init``.
+    """
+    if strategy not in _NUMA:
+        raise errors.InvalidArgumentError(f"strategy={strategy!r} is not one of {', '.join(map(repr, _NUMA))}")
+    load_backends()
+    guard.enter()
+    llama.llama_numa_init(<ggml_cpu.ggml_numa_strategy> <int> _NUMA[strategy])
+
+
+def time_us():
+    """ggml's clock in microseconds (int): the one in which its own measurements are. Wraps ``llama_time_us``."""
+    load_backends()
+    guard.enter()
+    return llama.llama_time_us()
 
 
 def llama_commit():

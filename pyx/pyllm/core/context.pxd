@@ -6,6 +6,7 @@ from libcpp cimport bool
 from pyllm.core.batch cimport Batch
 from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.context_settings cimport ContextSettings
+from pyllm.core.tap cimport tap
 from pyllm.includes cimport llama as lib
 
 
@@ -25,6 +26,10 @@ cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
 
 cdef class Context(ContextSettings):
     cdef interrupt stop                   # what llama.cpp asks between graph nodes
+    cdef tap tap_                         # what reads and writes tensors of the graph; see core.capture
+    cdef readonly bint capture            # whether llama.cpp calls it
+    cdef int64_t layer_floats             # floats of the output buffer that hold inputs of layers
+    cdef tuple layer_inputs               # the layers whose inputs are output; None is none
     cdef object abort_callback_           # the user's, asked every 20 ms
     cdef bint has_abort_callback
     cdef int64_t decodes                  # counts decodes: outputs of an older one are stale
@@ -35,6 +40,15 @@ cdef class Context(ContextSettings):
     cdef bint bf16_keys                   # ggml cannot shift those
     cdef bint poison                      # debug: outputs are copies that turn to NaN when they go stale
     cdef dict shadows                     # debug: kind of output -> that copy
+    cdef readonly tuple adapters          # (LoraAdapter, scale) in use: llama.cpp keeps pointers to them
+    cdef bint has_control_vector
+    cdef dict samplers_                   # sequence -> Chain that runs in the graph: llama.cpp keeps pointers to them
+    cdef int32_t n_samplers               # their number, for code without the GIL
+    cdef bint raw_logits                  # whether llama.cpp fetched the logits of the last decode
+    cdef bint f32_cache                   # keys and values are float32, through which gradients can flow
+    cdef bint trained                     # llama_opt_init was called; it allows that once
+    cdef dict device_states               # sequence -> the ticket of what was saved on the device
+    cdef bytes fingerprint                # of the model, for saved states; None until it is asked for
     # constants of model and context, read once
     cdef readonly int32_t n_vocab
     cdef int32_t n_embd_out
@@ -47,13 +61,19 @@ cdef class Context(ContextSettings):
     cdef int _read_constants(self, ContextArguments arguments) except -1
     cdef int _run(self, Batch batch, bint encode) except -1
     cdef int _check_batch(self, Batch batch, bint encode) except -1
+    cdef int _check_call(self, int32_t n, bint encode) except -1
+    cdef bint _needs_raw_logits(self, Batch batch, bint output_all)
     cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil
     cdef _outputs(self, int kind)
     cdef _ith(self, int kind, int32_t i)
     cdef bint _has_logits(self)
     cdef bint _has_token_embeddings(self)
+    cdef int forget_outputs(self) except -1
     cdef int prepare(self, int32_t n_outputs) except -1
-    # The one place that calls llama_decode. The caller holds the lock and has called prepare().
+    # The one place that computes, either kind of batch. The caller holds the lock and has called prepare().
+    cdef int compute(
+        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, int32_t n_outputs, bint encode
+    ) except -99 nogil
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil
     cdef int raise_for(self, int code, str function) except -1
     cdef int sync_shadow(self) except -1

@@ -11,11 +11,16 @@ import numpy as np
 from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport int32
+from pyllm.core.adapter cimport apply_adapters, apply_control_vector, remove_adapter
 from pyllm.core.batch cimport Batch
+from pyllm.core.batch_ext cimport BatchExt, process_batch
 from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.memory cimport Memory
 from pyllm.core.model cimport Model
 from pyllm.core.outputs cimport EMBEDDINGS, LOGITS, wrap_outputs
+from pyllm.core.sampled cimport attach_sampler, wrap_sampled
+from pyllm.core.state cimport State
+from pyllm.core.tap cimport tap
 from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
 
@@ -81,6 +86,8 @@ cdef class Context(ContextSettings):
         kv_unified: One cache for all sequences instead of equal parts.
         abort_callback: Called without arguments about every 20 ms during a decode; returning True aborts it. What
             it raises is raised by the decode.
+        samplers: A dict of sequence to :class:`pyllm.core.sampler.Chain`; see :meth:`set_sampler`.
+        capture: Let :class:`pyllm.core.capture.Capture` read and change what is computed between input and output.
         poison_stale: A debug switch: outputs are private copies, filled with NaN by the next decode, so that code
             which keeps reading old arrays shows itself.
 
@@ -98,13 +105,17 @@ cdef class Context(ContextSettings):
         flash_attn_type=None, rope_freq_base=None, rope_freq_scale=None, yarn_ext_factor=None, yarn_attn_factor=None,
         yarn_beta_fast=None, yarn_beta_slow=None, yarn_orig_ctx=None, type_k=None, type_v=None, embeddings=None,
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None, abort_callback=None,
-        bint poison_stale=False,
+        samplers=None, bint capture=False, bint poison_stale=False,
     ):
         cdef int32_t c_reserve_outputs = int32(reserve_outputs, "reserve_outputs")
         self.ptr = NULL
         self.model = model
         self.shadows = {}
         self.old_pools = []
+        self.adapters = ()
+        self.device_states = {}
+        self.samplers_ = {}
+        self.raw_logits = True
         self.poison = poison_stale
         arguments = ContextArguments(
             n_ctx=n_ctx, n_batch=n_batch, n_ubatch=n_ubatch, n_seq_max=n_seq_max, n_rs_seq=n_rs_seq,
@@ -123,6 +134,10 @@ cdef class Context(ContextSettings):
         self.stop.owner = <void *> self
         arguments.c.abort_callback = interrupt.callback
         arguments.c.abort_callback_data = &self.stop
+        self.capture = capture
+        if capture:
+            arguments.c.cb_eval = tap.callback
+            arguments.c.cb_eval_user_data = &self.tap_
 
         model.require()
         if model.vocab_only:
@@ -139,6 +154,8 @@ cdef class Context(ContextSettings):
             )
             self._attach_pool()
             self._read_constants(arguments)  # fails when the model was closed meanwhile
+            for seq_id, chain in dict(samplers or {}).items():
+                attach_sampler(self, int32(seq_id, "a sequence id"), chain)
             model._register(self)
         except BaseException:
             if self.ptr != NULL:
@@ -161,6 +178,7 @@ cdef class Context(ContextSettings):
         self.embeddings_ = arguments.c.embeddings
         self.kv_unified = arguments.c.kv_unified or self.n_seq_max_ == 1
         self.bf16_keys = arguments.c.type_k == ggml.GGML_TYPE_BF16
+        self.f32_cache = arguments.c.type_k == ggml.GGML_TYPE_F32 and arguments.c.type_v == ggml.GGML_TYPE_F32
         self.n_pos_per_embd = 4 if self.model.rope_type in (enums.RopeType.MROPE, enums.RopeType.IMROPE) else 1
         # llama.cpp makes room for one output of every sequence when it creates the context.
         self.reserved = self._floats(self.n_seq_max_)
@@ -199,6 +217,9 @@ cdef class Context(ContextSettings):
                 lib.llama_free(ptr)
             self.pool = None
             self.old_pools = []
+            self.adapters = ()
+            self.device_states = {}
+            self.samplers_ = {}
             self.n_outputs = 0
         finally:
             self.release()
@@ -261,6 +282,17 @@ cdef class Context(ContextSettings):
         """
         self._run(batch, True)
 
+    def process(self, BatchExt batch not None, *, bint encode=False):
+        """Compute a batch whose entries can have both a token and an embedding.
+
+        Args:
+            batch: It must have been made for this context.
+            encode: Use the encoder, as :meth:`encode` does.
+
+        Outputs and errors are those of :meth:`decode`. Wraps ``llama_process``.
+        """
+        process_batch(self, batch, encode)
+
     cdef int _run(self, Batch batch, bint encode) except -1:
         cdef int code
         cdef int32_t n_outputs
@@ -272,6 +304,8 @@ cdef class Context(ContextSettings):
             # Embeddings, and the encoder, output every token. Without a memory, decoding is encoding.
             n_outputs = batch.c.n_tokens if encode or self.embeddings_ or not self.has_memory else batch.n_outputs
             self.prepare(n_outputs)
+            if self.n_samplers:
+                self.raw_logits = self._needs_raw_logits(batch, n_outputs == batch.c.n_tokens)
             with nogil:
                 code = self.decode_unchecked(batch.c, n_outputs, encode)
             return self.raise_for(code, function)
@@ -279,27 +313,54 @@ cdef class Context(ContextSettings):
             self.release()
 
     cdef int _check_batch(self, Batch batch, bint encode) except -1:
-        cdef int32_t n = batch.c.n_tokens
-        if self.model.no_alloc:
-            raise errors.ContextError("the model was loaded with no_alloc=True: it has no weights to compute with")
-        if encode and self.has_memory and not self.model.has_encoder:
-            raise errors.ContextError("this model has no encoder: use decode()")
         batch.validate(self.n_vocab, self.n_embd_inp, self.n_seq_max_, self.n_batch_)
-        if n > self.n_ubatch_ and (encode or not self.has_memory or not lib.llama_get_causal_attn(self.ptr)):
-            raise errors.InvalidBatchError(
-                f"the batch has {n} tokens and must be computed at once, but n_ubatch={self.n_ubatch_}; "
-                "make the context with n_ubatch as large as n_batch"
-            )
+        self._check_call(batch.c.n_tokens, encode)
         if batch.n_embd and batch.c.pos != NULL and batch.pos_stride != self.n_pos_per_embd:
             raise errors.InvalidBatchError(
                 f"the model takes {self.n_pos_per_embd} position(s) for each embedding, not {batch.pos_stride}"
             )
         return 0
 
+    cdef int _check_call(self, int32_t n, bint encode) except -1:
+        if self.model.no_alloc:
+            raise errors.ContextError("the model was loaded with no_alloc=True: it has no weights to compute with")
+        if self.trained and self.n_ubatch_ == <int32_t> lib.llama_n_ctx(self.ptr):
+            # Its graph takes keys and values from the window alone, and asserts that this is all there is.
+            raise errors.ContextError(
+                "this context has a Trainer and computes windows of it only: decode with another context of the model"
+            )
+        if encode and self.has_memory and not self.model.has_encoder:
+            raise errors.ContextError("this model has no encoder: use decode()")
+        if n > self.n_ubatch_ and (encode or not self.has_memory or not lib.llama_get_causal_attn(self.ptr)):
+            raise errors.InvalidBatchError(
+                f"the batch has {n} tokens and must be computed at once, but n_ubatch={self.n_ubatch_}; "
+                "make the context with n_ubatch as large as n_batch"
+            )
+        return 0
+
+    cdef bint _needs_raw_logits(self, Batch batch, bint output_all):
+        """Whether an output belongs to a sequence without a sampler: only then does llama.cpp fetch logits."""
+        cdef int32_t i, j
+        for i in range(batch.c.n_tokens):
+            if output_all or batch.output[i]:
+                for j in range(batch.n_seq_id[i]):
+                    if batch.seq_id[i][j] not in self.samplers_:
+                        return True
+        return False
+
     cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil:
         """Floats that llama.cpp's output buffer needs for so many outputs, as it counts them itself."""
         cdef int64_t rows = n_outputs if n_outputs > self.n_seq_max_ else self.n_seq_max_
-        return rows * (self.n_vocab + (self.n_embd_out if self.embeddings_ else 0))
+        cdef int64_t columns = self.n_vocab + (self.n_embd_out if self.embeddings_ else 0)
+        if self.n_samplers:
+            columns += 3 * <int64_t> self.n_vocab + 1  # logits, probabilities and ids of candidates, and the token
+        return rows * columns + self.layer_floats
+
+    cdef int forget_outputs(self) except -1:
+        """The memory is another now: outputs of before are stale."""
+        self.prepare(0)
+        self.n_outputs = 0
+        return 0
 
     cdef int prepare(self, int32_t n_outputs) except -1:
         cdef int64_t needed = self._floats(n_outputs)
@@ -311,6 +372,7 @@ cdef class Context(ContextSettings):
                     f"copy them, or make the context with reserve_outputs={n_outputs}"
                 )
         self.unconfirmed = needed
+        self.raw_logits = True
         self.decodes += 1  # under the GIL: from here on nobody can make a view of the old outputs
         if self.shadows:
             for shadow in self.shadows.values():
@@ -319,6 +381,11 @@ cdef class Context(ContextSettings):
         return 0
 
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil:
+        return self.compute(&batch, NULL, n_outputs, encode)
+
+    cdef int compute(
+        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, int32_t n_outputs, bint encode
+    ) except -99 nogil:
         cdef int code
         self.decodes += 1
         self.n_outputs = 0
@@ -327,10 +394,14 @@ cdef class Context(ContextSettings):
         guard.begin_native()
         self.in_call = True
         try:
-            if encode:
-                code = lib.llama_encode(self.ptr, batch)
+            if ext != NULL:
+                code = lib.llama_process(
+                    self.ptr, lib.LLAMA_PROCESS_TYPE_ENCODE if encode else lib.LLAMA_PROCESS_TYPE_DECODE, ext
+                )
+            elif encode:
+                code = lib.llama_encode(self.ptr, batch[0])
             else:
-                code = lib.llama_decode(self.ptr, batch)
+                code = lib.llama_decode(self.ptr, batch[0])
         finally:
             self.in_call = False
             guard.end_native()
@@ -412,10 +483,110 @@ cdef class Context(ContextSettings):
         finally:
             self.release()
 
+    def detach_threadpool(self):
+        """Let go of the worker threads that wait for the next decode, which then starts threads of its own.
+
+        For a context that rests for long. :meth:`set_n_threads` with more threads than before attaches a pool again.
+
+        Wraps ``llama_detach_threadpool``.
+        """
+        self.acquire()
+        try:
+            self.require()
+            lib.llama_detach_threadpool(self.ptr)
+            # The backend goes on pointing to it until the next decode.
+            if self.pool is not None:
+                self.old_pools.append(self.pool)
+            self.pool = None
+        finally:
+            self.release()
+
     @property
     def memory(self):
         """The KV cache (:class:`pyllm.core.memory.Memory`). Wraps ``llama_get_memory``."""
         return Memory(self)
+
+    @property
+    def state(self):
+        """Saves and restores the KV cache (:class:`pyllm.core.state.State`)."""
+        return State(self)
+
+    # ---- adapters
+
+    def set_adapters(self, adapters):
+        """Use these LoRA adapters from the next decode on, and no others.
+
+        What is in the KV cache was computed without them and stays as it is.
+
+        Args:
+            adapters: A dict of :class:`pyllm.core.adapter.LoraAdapter` to scale, or pairs of these; empty removes
+                all. The context keeps them alive. A scale of 0 is the same as none.
+
+        Raises:
+            AdapterError: An adapter belongs to another model, or is there twice.
+            InvalidArgumentError: A scale is not finite.
+
+        Wraps ``llama_set_adapters_lora``.
+        """
+        apply_adapters(self, adapters)
+
+    def _remove_adapter(self, adapter):
+        remove_adapter(self, adapter)
+
+    def set_control_vector(self, data, il_start=None, il_end=None):
+        """Add a vector to the residual stream behind each layer, from the next decode on.
+
+        Args:
+            data: float32, shape (n_layer - 1, n_embd); row i goes to layer i + 1, because layer 0 has none.
+                It is copied. None removes the vector.
+            il_start: First layer it is added to, from 1; None means 1.
+            il_end: Last layer, this one included; None means n_layer - 1.
+
+        Raises:
+            AdapterError: The shape does not fit the model, a value is not finite, or the model has one layer only.
+            InvalidArgumentError: The layers are out of range.
+
+        Wraps ``llama_set_adapter_cvec``.
+        """
+        apply_control_vector(self, data, il_start, il_end)
+
+    @property
+    def control_vector(self):
+        """Whether a control vector is in use (bool)."""
+        return self.has_control_vector
+
+    # ---- samplers
+
+    def set_sampler(self, seq_id, chain):
+        """Sample a sequence while it is computed, from the next decode on.
+
+        The first samplers of the chain run on the device, up to one that it has no operations for; the others, and
+        a chain's memory of accepted tokens, run when :meth:`pyllm.core.sampled.Sampled.sample` is called. A clone
+        of the chain is attached: what happens to the given one afterwards changes nothing here.
+
+        The raw logits of a sequence with a sampler are not fetched. Where a batch asks for outputs of such sequences
+        only, :attr:`logits` raises NoOutputError; else their rows in it hold nothing of use.
+
+        Args:
+            seq_id: The sequence.
+            chain: A :class:`pyllm.core.sampler.Chain` that is not empty; None removes the one that is there.
+
+        Raises:
+            InvalidArgumentError: There is no such sequence.
+            SamplerError: It is no chain, is empty, or llama.cpp cannot run it with this model.
+
+        Wraps ``llama_set_sampler``.
+        """
+        attach_sampler(self, int32(seq_id, "seq_id"), chain)
+
+    @property
+    def sampled(self):
+        """What the samplers of :meth:`set_sampler` chose in the last decode (:class:`pyllm.core.sampled.Sampled`).
+
+        Raises:
+            NoOutputError: The last decode produced no output, or failed, or no sequence has a sampler.
+        """
+        return wrap_sampled(self)
 
     # ---- outputs
 
@@ -455,6 +626,11 @@ cdef class Context(ContextSettings):
             self.require()
             if self.n_outputs == 0:
                 raise errors.NoOutputError("the last decode gave no outputs; ask for them with Batch outputs=...")
+            if kind == LOGITS and not self.raw_logits:
+                raise errors.NoOutputError(
+                    "all outputs of the last decode were sampled while they were computed, and llama.cpp did not fetch "
+                    "their logits: read ctx.sampled, or take the samplers away with set_sampler(seq_id, None)"
+                )
             with nogil:
                 # Synchronizes the device, and puts the rows in the order of the batch.
                 data = lib.llama_get_logits(self.ptr) if kind == LOGITS else lib.llama_get_embeddings(self.ptr)

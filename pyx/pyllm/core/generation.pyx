@@ -209,9 +209,15 @@ cdef class Generation:
         return code
 
     cdef int sample_one(self) except -99 nogil:
-        cdef int32_t token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, -1)
+        cdef int32_t token
         cdef char piece[256]
         cdef int32_t n
+        # A sampler written in Python must not decode with the context, or close it.
+        self.context.in_call = True
+        try:
+            token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, -1)
+        finally:
+            self.context.in_call = False
         if lib.llama_vocab_is_eog(self.vocab_ptr, token):
             return END_OF_GENERATION
         self.tokens_.push_back(token)

@@ -71,7 +71,9 @@ cdef class GGUFReader:
         ModelLoadError: It is not a regular file, or cannot be read.
         GGUFError: It is not a well-formed GGUF file, or shorter than its header says.
 
-    Everything in the header is read and checked when the object is made. Wraps `gguf_init_from_buffer`.
+    Everything in the header is read and checked when the object is made. Files are little-endian. Of a model in
+    several files each is read on its own: ``split.no`` and ``split.count`` in its metadata say which part it is, and
+    ``split.tensors.count`` how many tensors all have. Wraps `gguf_init_from_buffer`.
 
     >>> with GGUFReader("model.gguf") as file:  # doctest: +SKIP
     ...     file.metadata["general.architecture"], file.tensors[0].shape
@@ -188,7 +190,11 @@ cdef class GGUFReader:
         self.require()
         info = self.by_name.get(name)
         if info is None:
-            raise errors.GGUFError(f"{self.path}: there is no tensor {name!r} among its {len(self.tensors_)} tensors")
+            count = self.metadata_.get("split.count", 0)
+            part = f"; it is part {self.metadata_.get('split.no', 0) + 1} of {count} of a model" if count > 1 else ""
+            raise errors.GGUFError(
+                f"{self.path}: there is no tensor {name!r} among its {len(self.tensors_)} tensors{part}"
+            )
         raw = self.bytes_[info.offset : info.offset + info.nbytes]
         try:
             return tensor_array(raw, info.type, info.shape, dequantize)
@@ -282,7 +288,7 @@ cdef class GGUFWriter:
                 raise
             raise errors.GGUFError(f"{key}: {exception}") from exception
 
-    def add_tensor(self, name, array, type=None):
+    def add_tensor(self, name, array, type=None, imatrix=None):
         """Add a tensor.
 
         Args:
@@ -293,6 +299,8 @@ cdef class GGUFWriter:
             type: A tensor type such as ``F16``, ``Q8_0`` or ``Q4_K``; None keeps the dtype of the array. A uint8
                 array with a quantized type is taken as rows that are quantized already, as
                 ``GGUFReader.tensor`` gives them.
+            imatrix: How much each column matters, as :func:`pyllm.core.ggml_types.quantize` takes it; some types
+                need it.
 
         Raises:
             GGUFError: The name is taken, the row length is not a multiple of the type's block, or the values
@@ -311,7 +319,7 @@ cdef class GGUFWriter:
             )
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
         cdef int number = tensor_type(name, array.dtype, type)
-        data, shape = tensor_data(name, array, number)
+        data, shape = tensor_data(name, array, number, imatrix)
         with cython.critical_section(self):
             taken = lib.gguf_find_tensor(self.ptr, encoded) >= 0
             if not taken:
@@ -381,6 +389,11 @@ cdef int _check_header(str path, bytes start) except -1:
     # Magic and version are left to llama.cpp, which explains them well.
     if len(start) == HEADER.size:
         magic, version, n_tensors, n_kv = HEADER.unpack(start)
+        if magic == b"GGUF" and 0 < int.from_bytes(start[4:8], "big") <= lib.GGUF_VERSION:
+            raise errors.GGUFError(
+                f"{path}: the file is big-endian, and this machine reads little-endian ones; gguf-py converts it: "
+                "gguf-convert-endian FILE little"
+            )
         for what, count in (("tensors", n_tensors), ("key-value pairs", n_kv)):
             if magic == b"GGUF" and version in (2, 3) and not 0 <= count <= MAX_ENTRIES:
                 raise errors.GGUFError(

@@ -12,12 +12,13 @@ cdef class Model:
     cdef readonly str path           # as given, for messages
     cdef readonly bint vocab_only
     cdef readonly bint no_alloc
+    cdef bint extra_bufts            # weights may be repacked, and cannot be read back then
     cdef object contexts             # WeakSet: closing the model closes them first
+    cdef object adapters             # WeakSet: they are closed next
     cdef object _vocab
     cdef object __weakref__
 
     cdef int _check_metadata(self) except -1
-    cdef int _check_tensor_types(self, bytes encoded) except -1
     cdef bytes _check_path(self, path)
     # The only way to read ptr: raises ClosedError after close().
     cdef lib.llama_model * require(self) except NULL

@@ -3,6 +3,7 @@
 import errno
 import math
 import os
+import secrets
 import time
 import weakref
 
@@ -14,20 +15,13 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
-from pyllm.includes cimport ggml, gguf
+from pyllm.core.model_source cimport ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
+from pyllm.includes cimport gguf
 from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
+from pyllm.core import gguf as _gguf_module
 from pyllm.core import vocab as _vocab_module
-
-cdef dict INTEGER_TYPES = {
-    <int> ggml.GGML_TYPE_I8: "i8",
-    <int> ggml.GGML_TYPE_I16: "i16",
-    <int> ggml.GGML_TYPE_I32: "i32",
-    <int> ggml.GGML_TYPE_I64: "i64",
-    <int> ggml.GGML_TYPE_F64: "f64",
-}
-
 
 cdef class _Progress:
     """What the progress callback of a load needs."""
@@ -116,7 +110,15 @@ cdef class Model:
         self.users.store(0)
         self.generation = guard.fork_generation()
         self.contexts = weakref.WeakSet()
-        encoded = self._check_path(path)
+        self.adapters = weakref.WeakSet()
+        cdef ModelSource source = path if isinstance(path, ModelSource) else None
+        cdef gguf.gguf_init_params init
+        cdef const char * c_path = NULL
+        encoded = b""
+        if source is None:
+            encoded = self._check_path(path)
+        else:
+            self.path = source.name
         _backend.load_backends()
 
         params = LoadParams(
@@ -136,19 +138,124 @@ cdef class Model:
         self.no_alloc = params.c.no_alloc
         log.refresh()
         guard.enter()
-        cdef const char * c_path = encoded
-        with nogil:
-            guard.begin_native()
-            try:
-                self.ptr = lib.llama_model_load_from_file(c_path, params.c)
-            finally:
-                guard.end_native()
+        self.extra_bufts = params.c.use_extra_bufts and not isinstance(source, ArraySource)
+        if source is None:
+            c_path = encoded
+            with nogil:
+                guard.begin_native()
+                try:
+                    self.ptr = lib.llama_model_load_from_file(c_path, params.c)
+                finally:
+                    guard.end_native()
+        else:
+            self.ptr = source.load(&params.c)
         error.not_null(
             self.ptr, "llama_model_load_from_file", errors.ModelLoadError,
             f"{self.path!r} could not be loaded as a model",
         )
         self._check_metadata()
-        self._check_tensor_types(encoded)
+        if source is None:
+            init.no_alloc = True
+            init.ctx = NULL
+            check_tensor_types(gguf.gguf_init_from_file(c_path, init), self.path)
+        else:
+            source.check()
+
+    @classmethod
+    def from_splits(cls, paths, **arguments):
+        """Load a model whose parts have names of your own; the constructor finds parts with the usual names.
+
+        Args:
+            paths: The parts, in order.
+            **arguments: As for the constructor.
+
+        Raises:
+            ModelNotFoundError: A part is not there.
+            ModelLoadError: The parts do not belong together.
+
+        Wraps ``llama_model_load_from_splits``.
+        """
+        return cls(SplitSource(paths), **arguments)
+
+    @classmethod
+    def from_file(cls, file, **arguments):
+        """Load a model from a file that is open, from the position at which it stands.
+
+        So a model can be a part of a larger file; for memory mapping it must then begin at a multiple of 32 bytes.
+        The file may be closed afterwards, and stands where it stood.
+
+        Args:
+            file: A binary file object on a real file, for example from ``open(path, "rb")``.
+            **arguments: As for the constructor.
+
+        Raises:
+            InvalidArgumentError: C cannot read from this object, for example a BytesIO.
+            ModelLoadError: There is no model.
+
+        Wraps ``llama_model_load_from_file_ptr``.
+        """
+        return cls(FileSource(file), **arguments)
+
+    @classmethod
+    def from_arrays(cls, metadata, tensors, **arguments):
+        """Make a model of metadata and arrays, without a file.
+
+        Args:
+            metadata: A dict as :attr:`pyllm.core.gguf.GGUFReader.metadata` gives it.
+            tensors: A dict of name to array, in NumPy order, or to a pair of array and type, as
+                :meth:`pyllm.core.gguf.GGUFWriter.add_tensor` takes them. They are copied. Biases that are not there
+                are 0, scales and RoPE factors are 1, an output matrix that is not there is that of the embeddings.
+            **arguments: As for the constructor.
+
+        Raises:
+            ModelLoadError: A tensor is missing, is not part of such a model, or has another shape.
+            GGUFError: A value cannot be stored.
+
+        Wraps ``llama_model_init_from_user``.
+        """
+        return cls(ArraySource(metadata, tensors), **arguments)
+
+    def save(self, path):
+        """Write the model as a GGUF file. A file that is there is replaced when the new one is complete.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            ModelLoadError: The weights may be repacked for this processor; load with ``use_extra_bufts=False``.
+            BackendAssertError: llama.cpp cannot save models of this architecture.
+            OSError: The file could not be written.
+
+        Wraps ``llama_model_save_to_file``.
+        """
+        cdef lib.llama_model * ptr = self.require()
+        cdef const char * c_path
+        if self.vocab_only or self.no_alloc:
+            raise errors.ModelLoadError("the model was loaded without weights: there is nothing to save")
+        if self.extra_bufts:
+            raise errors.ModelLoadError(
+                "weights of this model may be repacked for the processor and cannot be read back; "
+                "load it with use_extra_bufts=False to save it"
+            )
+        target = os.path.realpath(os.fsdecode(path))
+        temporary = os.path.join(os.path.dirname(target), f".pyllm-{secrets.token_hex(8)}.tmp")
+        encoded = c_text(os.fsencode(temporary), "the path")
+        c_path = encoded
+        try:
+            with open(temporary, "xb"):
+                pass  # llama.cpp does not say when it cannot write: Python does
+            ptr = self.use()
+            try:
+                with nogil:
+                    lib.llama_model_save_to_file(ptr, c_path)
+            finally:
+                self.done()
+            # The reader compares the end of the last tensor with the size of the file.
+            _gguf_module.GGUFReader(temporary).close()
+            os.replace(temporary, target)
+        finally:
+            if os.path.exists(temporary):
+                os.unlink(temporary)
 
     cdef int _check_metadata(self) except -1:
         """Refuse numbers that llama.cpp would only notice in a worker thread, where nothing can be caught."""
@@ -161,37 +268,6 @@ cdef class Model:
                 continue
             if not 0 <= value < math.inf:
                 raise errors.ModelLoadError(f"{self.path!r} is damaged: {key} is {text}, and must be a number >= 0")
-        return 0
-
-    cdef int _check_tensor_types(self, bytes encoded) except -1:
-        """Refuse weights of a type that no matrix multiplication knows: llama.cpp loads them and dies computing."""
-        cdef gguf.gguf_init_params params
-        cdef gguf.gguf_context * file
-        cdef int64_t i
-        cdef const char * path = encoded
-        params.no_alloc = True
-        params.ctx = NULL
-        with nogil:
-            file = gguf.gguf_init_from_file(path, params)
-        if file == NULL:
-            return 0  # llama.cpp has read it in another way, and that is what counts
-        try:
-            for i in range(gguf.gguf_get_n_tensors(file)):
-                kind = <int> gguf.gguf_get_tensor_type(file, i)
-                name = (<bytes> gguf.gguf_get_tensor_name(file, i)).decode("utf-8", "replace")
-                # Tables of expert ids are integers; everything else that is called a weight is multiplied.
-                if kind in INTEGER_TYPES and name.endswith(".weight") and "tid2eid" not in name:
-                    raise errors.ModelLoadError(
-                        f"{self.path!r} is damaged: {name} is of type {INTEGER_TYPES[kind]}, "
-                        "which weights never are"
-                    )
-                # Whatever wrote the file kept these in full: no kernel of the CPU multiplies with others.
-                if name.endswith("_norm.weight") and kind != <int> ggml.GGML_TYPE_F32:
-                    raise errors.ModelLoadError(
-                        f"{self.path!r} is damaged: {name} is not of type f32, which norms always are"
-                    )
-        finally:
-            gguf.gguf_free(file)
         return 0
 
     cdef bytes _check_path(self, path):
@@ -275,7 +351,9 @@ cdef class Model:
             # Those that were made between the first look and now.
             for context in [context for context in self.contexts if not context.closed]:
                 context.close()
-        except BufferError:
+            for adapter in list(self.adapters):
+                adapter.close()
+        except BaseException:
             self.ptr = ptr
             raise
         with nogil:
@@ -295,6 +373,10 @@ cdef class Model:
     def _register(self, context):
         self.contexts.add(context)
         self.require()  # close() may have looked before this one was there
+
+    def _register_adapter(self, adapter):
+        self.adapters.add(adapter)
+        self.require()
 
     @property
     def closed(self):
@@ -350,6 +432,22 @@ cdef class Model:
         cdef char * buffer = value
         lib.llama_model_meta_val_str(ptr, encoded, buffer, n + 1)
         return bytes(value[:n]).decode("utf-8", "replace")
+
+    @property
+    def sampling_metadata(self):
+        """What the file recommends for sampling: a dict of str to str, e.g. ``{"temp": "0.6"}``; often empty.
+
+        Wraps ``llama_model_meta_key_str``.
+        """
+        cdef const char * name
+        cdef int key
+        result = {}
+        for key in range(lib.LLAMA_MODEL_META_KEY_SAMPLING_MIROSTAT_ETA + 1):
+            name = lib.llama_model_meta_key_str(<lib.llama_model_meta_key> key)
+            value = None if name == NULL else self.meta((<bytes> name).decode())
+            if value is not None:
+                result[(<bytes> name).decode().removeprefix("general.sampling.")] = value
+        return result
 
     def chat_template(self, name=None):
         """The chat template with that name (None: the default one) as str, or None.

@@ -12,6 +12,7 @@ cdef enum:
 
 cdef class Outputs(View):
     cdef Context context
+    cdef int kind                  # LOGITS or EMBEDDINGS
     cdef int64_t decode            # Context.decodes when it was made; stale when that has moved on
     cdef object shadow             # debug mode: the private copy that is shown instead of llama.cpp's buffer
 

@@ -56,6 +56,16 @@ cdef class Outputs(View):
         """The values as an array of their own, shape (n_outputs, n_columns)."""
         return self.__array__(copy=True)
 
+    def _repr_html_(self):
+        """The likeliest tokens of the rows, for notebooks; None where there are none to show."""
+        if self.context is None or self.kind != LOGITS or self.context.ptr == NULL:
+            return None
+        if self.decode != self.context.decodes or self.shape_[0] == 0:
+            return None
+        from pyllm.viz import html  # only here: needed in notebooks alone
+
+        return html.top_tokens(self, self.context.model.vocab)._repr_html_()
+
     def __repr__(self):
         if self.context is None:
             return "<Outputs without memory>"
@@ -68,6 +78,7 @@ cdef Outputs wrap_outputs(Context context, int kind, float * data):
     cdef float[:, ::1] view
     self.owner = context
     self.context = context
+    self.kind = kind
     self.decode = context.decodes
     self.set_layout(data, context.n_outputs, context.n_vocab if kind == LOGITS else context.n_embd_out)
     if context.poison:

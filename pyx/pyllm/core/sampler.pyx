@@ -191,11 +191,14 @@ cdef class Sampler(Resource):
                 if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, c_i) == NULL:
                     error.fail(errors.NoOutputError, f"there are no logits at index {c_i} of the last batch")
                 context.sync_shadow()
+                context.in_call = True  # a sampler written in Python must not decode with it, or close it
                 try:
                     with nogil:
                         token = lib.llama_sampler_sample(self.ptr, context.ptr, c_i)
                 except errors.BackendAssertError as cause:
                     raise explain(cause) from cause
+                finally:
+                    context.in_call = False
                 error.raise_stashed()
                 return token
             finally:
@@ -222,7 +225,7 @@ cdef class Sampler(Resource):
             )
         values = np.ascontiguousarray(values, dtype=np.float32)
         if values.size == 0:
-            raise errors.InvalidArgumentError("logits must be of shape (n_vocab,): there are none to apply a sampler to")
+            raise errors.InvalidArgumentError("logits must be of shape (n_vocab,), and there are none")
         cdef const float[::1] view = values
         cdef Py_ssize_t i, n = view.shape[0]
         cdef lib.llama_token_data_array array

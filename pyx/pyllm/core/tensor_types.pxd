@@ -9,5 +9,5 @@ cdef object cast(object array, object dtype)
 # The ggml type a tensor gets: the one that was asked for, or the one of the dtype.
 cdef int tensor_type(object name, object dtype, object type) except -1
 
-# The bytes of a tensor as a contiguous array, and its shape in elements.
-cdef tuple tensor_data(object name, object array, int number)
+# The bytes of a tensor as a contiguous array, and its shape in elements; `imatrix` is None or the columns' weights.
+cdef tuple tensor_data(object name, object array, int number, object imatrix=*)

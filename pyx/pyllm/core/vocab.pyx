@@ -74,6 +74,11 @@ cdef class Vocab:
         return <uintptr_t> self.require()
 
     @property
+    def tokenize_address(self):
+        """Address of the function ``llama_tokenize`` (int), for libraries that call it themselves."""
+        return <uintptr_t> <void *> lib.llama_tokenize
+
+    @property
     def type(self):
         """How the tokenizer works (:class:`pyllm.enums.VocabType`). Wraps ``llama_vocab_type``."""
         return enums.VocabType(<int> lib.llama_vocab_get_type(self.require()))

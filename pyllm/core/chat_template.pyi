@@ -1,0 +1,6 @@
+from collections.abc import Iterable, Mapping
+
+def builtin_templates() -> list[str]: ...
+def apply_template(
+    template: str | bytes, messages: Iterable[Mapping[str, str] | tuple[str, str]], *, add_assistant: bool = True
+) -> str: ...

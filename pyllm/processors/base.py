@@ -1,0 +1,65 @@
+"""What a logits processor is, and how several of them are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.errors import InvalidArgumentError
+
+LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
+
+
+def as_processors(value: LogitsProcessor | Iterable[LogitsProcessor] | None) -> list[LogitsProcessor]:
+    """One processor, several or none, as a list.
+
+    Raises:
+        InvalidArgumentError: Something in it cannot be called.
+    """
+    processors = [] if value is None else [value] if callable(value) else list(value)
+    for processor in processors:
+        if not callable(processor):
+            raise InvalidArgumentError(f"a logits processor must be callable, not {processor!r}")
+    return processors
+
+
+def process(processors: Sequence[LogitsProcessor], ids: NDArray[np.int32], logits: NDArray[np.float32]) -> None:
+    """Run processors on one row, in their order.
+
+    Args:
+        processors: They edit the row, or return another, which is copied into it.
+        ids: All tokens so far, int32, shape (n,).
+        logits: The row, float32, shape (n_vocab,), edited in place.
+
+    Raises:
+        InvalidArgumentError: A processor returned something else than numbers of shape (n_vocab,).
+    """
+    for processor in processors:
+        result = processor(ids, logits)
+        if result is not None and result is not logits:
+            write(logits, result, processor)
+
+
+def write(logits: NDArray[np.float32], result: Any, processor: object) -> None:
+    """Copy what a processor returned into the row it was given."""
+    values = np.asarray(result)
+    if values.shape != logits.shape or values.dtype.kind not in "fiu":
+        raise InvalidArgumentError(
+            f"the logits processor {processor!r} returned {values.dtype} of shape {values.shape}; "
+            f"it must be None or numbers of shape {logits.shape}"
+        )
+    logits[:] = values
+
+
+def reset(processors: Iterable[object]) -> None:
+    """Tell the processors that a new text begins: those with a method ``reset()``."""
+    for processor in processors:
+        method = getattr(processor, "reset", None)
+        if callable(method):
+            method()
+
+
+__all__ = ["LogitsProcessor", "as_processors", "process", "reset", "write"]
