@@ -117,7 +117,7 @@ asan: build
 	$(call step,building with the address sanitizer)
 	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
 	$(call step,tests under the address sanitizer)
-	@scripts/asan $(PY) build/asan tests/core tests/lifetime $(PYTEST_ARGS)
+	@scripts/asan $(PY) build/asan tests/core tests/lifetime tests/interp $(PYTEST_ARGS)
 
 wheel: $(STAMPS)/environment
 	$(call step,source archive and wheel)

@@ -17,7 +17,7 @@ REASONS = {
     "llama_backend_free": "backends serve the whole process until it ends",
     "llama_batch_ext_add": "an entry needs a token or an embedding; `BatchExt.add` gives both in one call",
     "llama_batch_ext_set_embd_state": "it always returns false at the pinned version",
-    "llama_batch_ext_set_output_embd": "it does the same as `llama_batch_ext_set_output_logits`, which `BatchExt.add` calls",
+    "llama_batch_ext_set_output_embd": "it does the same as `llama_batch_ext_set_output_logits`",
     "llama_batch_free": "`Batch` owns its arrays",
     "llama_batch_get_one": "`Batch` fills the struct by itself",
     "llama_batch_init": "`Batch` fills the struct by itself",
