@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,imports")
+    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,processors,imports")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/local/latest.json")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -138,6 +138,11 @@ def main() -> None:
         costs |= {
             f"{name} (µs a token)": value
             for name, value in child("costs", "--threads", str(args.threads), "--repetitions", "9").items()
+        }
+    if "processors" in only:
+        costs |= {
+            f"processor: {name} (µs a token)" if not name.startswith("bitmask") else f"{name} (µs a row)": value
+            for name, value in child("processors", "--threads", "1", "--repetitions", "9").items()
         }
     if "imports" in only:
         costs |= {f"{name} (ms)": value for name, value in import_times(11).items()}
