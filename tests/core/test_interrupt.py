@@ -65,9 +65,12 @@ with Model(PATH) as model, Context(model, n_ctx=64) as context:
 
 LOAD_WITH_CALLBACK = """
 calls = []
-interrupt_after(0.3)
-assert interrupted(lambda: Model(PATH, progress_callback=lambda progress: calls.append(time.sleep(0.02))))
-assert len(calls) > 2
+def callback(progress):
+    calls.append(progress)
+    if len(calls) == 3:
+        interrupt_after(0.05)
+    time.sleep(0.02)
+assert interrupted(lambda: Model(PATH, progress_callback=callback))
 Model(PATH).close()
 """
 
