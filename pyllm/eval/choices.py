@@ -73,6 +73,8 @@ def multiple_choice(
     vocab = model_of(llm).vocab
     sequences, sizes = [], []
     for i, task in enumerate(tasks):
+        if not isinstance(task, MultipleChoice):
+            raise InvalidArgumentError(f"task {i} must be a MultipleChoice, not {type(task).__name__}")
         if len(task.answers) < 2 or not all(task.answers) or not task.question:
             raise InvalidArgumentError(f"task {i} needs a question and two or more answers, none of them empty")
         if not task.correct or not all(0 <= index < len(task.answers) for index in task.correct):
@@ -135,6 +137,8 @@ def winogrande(llm: Scorable, tasks: Iterable[Winogrande] | str | os.PathLike[st
     vocab = model_of(llm).vocab
     sequences: list[tuple[NDArray[np.int32], int]] = []
     for i, task in enumerate(tasks):
+        if not isinstance(task, Winogrande):
+            raise InvalidArgumentError(f"task {i} must be a Winogrande, not {type(task).__name__}")
         before, gap, after = task.sentence.partition("_")
         if not gap or len(task.choices) != 2 or task.correct not in (0, 1):
             raise InvalidArgumentError(f"task {i} needs a sentence with _, two choices, and correct=0 or 1: {task}")

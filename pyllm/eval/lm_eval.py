@@ -51,14 +51,15 @@ class PyllmLM(TemplateLM):  # type: ignore[misc]
             themselves.
         add_bos_token: Whether BOS stands before every text. None: if the model wants it.
         seed: For tasks that sample. None: a random one.
-        device: Not used; say ``n_gpu_layers`` or ``devices`` instead.
+        device: Not used; say ``n_gpu_layers`` or ``devices`` instead. The harness's program names "cuda:0" unless told
+            otherwise, which is let pass.
         max_batch_size: Not used.
         **params: Every argument of :class:`pyllm.core.model.Model` and :class:`pyllm.core.context.Context`, e.g.
             ``n_threads=4``.
 
     Raises:
         UnknownArgumentError: A keyword exists in neither.
-        InvalidArgumentError: The model is an encoder; or a device was named.
+        InvalidArgumentError: The model is an encoder; or another device was named.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class PyllmLM(TemplateLM):  # type: ignore[misc]
         **params: Any,
     ) -> None:
         super().__init__()
-        if device is not None:
+        if device not in (None, "cuda:0"):
             raise InvalidArgumentError(
                 f"device={device!r} means nothing to llama.cpp; use n_gpu_layers=… or devices=… in model_args"
             )
@@ -210,7 +211,9 @@ class PyllmLM(TemplateLM):  # type: ignore[misc]
         return self._template(None if chat_template is True else chat_template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A chat as one text, by the model's own template.
+        """A chat as one text, by the model's own template, which jinja2 renders as transformers does.
+
+        llama.cpp's own engine has no part in it: jinja2 comes with the harness.
 
         Raises:
             InvalidArgumentError: The model has none, or the template refuses the messages.

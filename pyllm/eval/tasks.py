@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import struct
 from collections.abc import Iterable, Sequence
@@ -34,7 +35,13 @@ class MultipleChoice:
 
     @classmethod
     def of(cls, question: str, answers: Sequence[str], correct: int | Iterable[int]) -> MultipleChoice:
-        """Make a task; `correct` is one index or several."""
+        """Make a task; `correct` is one index or several.
+
+        Raises:
+            TypeError: `answers` is a text.
+        """
+        if isinstance(answers, str):
+            raise TypeError(f"answers are several texts, not one: {answers!r}")
         return cls(question, tuple(answers), frozenset([correct] if isinstance(correct, int) else correct))
 
 
@@ -59,7 +66,7 @@ def read_hellaswag(path: Path_) -> list[MultipleChoice]:
     Raises:
         TaskFileError: The lines do not come out even, or a number is none.
     """
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    lines = _text(path).replace("\r\n", "\n").split("\n")
     if lines and not lines[-1]:
         lines.pop()
     if not lines or len(lines) % 6:
@@ -85,13 +92,12 @@ def read_winogrande(path: Path_) -> list[Winogrande]:
         TaskFileError: A line has other columns.
     """
     tasks = []
-    with open(path, encoding="utf-8", newline="") as file:
-        for row in csv.reader(file):
-            if len(row) != 5 or "_" not in row[1] or row[4].strip() not in ("1", "2"):
-                raise TaskFileError(
-                    f"{os.fspath(path)!r}: a task needs an index, a sentence with _, two words, and 1 or 2, not {row}"
-                )
-            tasks.append(Winogrande(row[1], (row[2], row[3]), int(row[4]) - 1))
+    for row in csv.reader(io.StringIO(_text(path), newline="")):
+        if len(row) != 5 or "_" not in row[1] or row[4].strip() not in ("1", "2"):
+            raise TaskFileError(
+                f"{os.fspath(path)!r}: a task needs an index, a sentence with _, two words, and 1 or 2, not {row}"
+            )
+        tasks.append(Winogrande(row[1], (row[2], row[3]), int(row[4]) - 1))
     return tasks
 
 
@@ -118,6 +124,13 @@ def write_multiple_choice(path: Path_, tasks: Iterable[MultipleChoice]) -> None:
         positions.append(position)
         position += len(blob)
     Path(path).write_bytes(struct.pack(f"<I{len(blobs)}I", len(blobs), *positions) + b"".join(blobs))
+
+
+def _text(path: Path_) -> str:
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskFileError(f"{os.fspath(path)!r} is no file of text in UTF-8: {error}") from error
 
 
 class _Reader:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,10 @@ from pyllm.interp.names import HookPoint, NoActivationError
 from pyllm.interp.values import Array
 
 _SHORT = ("blocks.{}.hook_{}", "blocks.{}.attn.hook_{}", "blocks.{}.mlp.hook_{}")
+
+
+def _renamed(match: re.Match[str]) -> str:
+    return {"in": "hook_resid_pre", "out": "hook_resid_post"}[match[1]]
 
 
 class ActivationCache(Mapping[str, Array]):
@@ -41,11 +47,16 @@ class ActivationCache(Mapping[str, Array]):
         self.positions = positions
 
     def __getitem__(self, key: str | tuple[str, int]) -> Array:
-        if isinstance(key, tuple):
+        if isinstance(key, tuple) and len(key) == 2:
             return self._values[self._long_name(*key)]
-        if key not in self._values:
-            raise NoActivationError(f"{key!r} was not captured; there are {', '.join(self._values) or 'none'}")
-        return self._values[key]
+        # The names of TransformerLens 3 for what goes into a block and comes out of it.
+        known = re.sub(r"hook_(in|out)$", _renamed, key) if isinstance(key, str) and key not in self._values else key
+        if known not in self._values:
+            near = difflib.get_close_matches(str(key), self._values, 3) or list(self._values)[:3]
+            raise NoActivationError(
+                f"{key!r} was not captured; among the {len(self)} that were are {', '.join(near) or 'none'}"
+            )
+        return self._values[known]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)
@@ -65,7 +76,9 @@ class ActivationCache(Mapping[str, Array]):
         for form in _SHORT:
             if form.format(layer, short) in self._values:
                 return form.format(layer, short)
-        raise NoActivationError(f"{short!r} of layer {layer} was not captured")
+        raise NoActivationError(
+            f"{short!r} of layer {layer} was not captured; there is something of layers {self.layers or 'none'}"
+        )
 
     @property
     def nbytes(self) -> int:

@@ -82,6 +82,7 @@ def logit_lens(
         LogitLens: What was found.
 
     Raises:
+        InvalidArgumentError: A layer or position does not exist, or there are none.
         NoActivationError: The model's graph does not name the outputs of its layers.
     """
     n_layer, n_vocab = lab.model.n_layer, lab.model.n_vocab
@@ -89,6 +90,8 @@ def logit_lens(
         raise InvalidArgumentError(f"top must be from 1 to {n_vocab}, not {top}")
     ids = lab.tokenize(text)
     wanted = tuple(range(n_layer)) if layers is None else tuple(_layer(layer, n_layer) for layer in layers)
+    if not wanted:
+        raise InvalidArgumentError(f"layers are some of 0 to {n_layer - 1}; there are none")
     last = f"blocks.{n_layer - 1}.hook_resid_post"
     if not lab.context.has_memory:
         raise NoActivationError("an embedding model has no output matrix, and no lens")

@@ -13,7 +13,9 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from pyllm.core.capture import Node
 from pyllm.errors import InvalidArgumentError, PyllmError
@@ -33,8 +35,11 @@ _MLP_POST = (
 _ATTENTION = re.compile(r"hook_(pattern|attn_scores)$|^kq(_soft_max)?-\d+$")
 
 
-class NoActivationError(PyllmError, LookupError):
-    """The model's graph has no such tensor."""
+class NoActivationError(PyllmError, KeyError):
+    """The model's graph has no such tensor, or it was not captured."""
+
+    def __str__(self) -> str:
+        return "" if not self.args else str(self.args[0])  # that of KeyError shows quotes around it
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +283,14 @@ class Layout:
         return list(found.values())
 
     def _layers(self, layers: Iterable[int] | int) -> set[int]:
-        numbers = [layers] if isinstance(layers, int) else list(layers)
+        one = isinstance(layers, str) or not isinstance(layers, Iterable)
+        numbers: list[Any] = [layers] if one else list(layers)  # type: ignore[arg-type]
         for number in numbers:
+            if not isinstance(number, (int, np.integer)):
+                raise InvalidArgumentError(f"layers are integers, not {number!r}")
             if not -self.n_layer <= number < self.n_layer:
                 raise InvalidArgumentError(f"layers go from 0 to {self.n_layer - 1}, not {number}")
-        return {number % self.n_layer for number in numbers}
+        return {int(number) % self.n_layer for number in numbers}
 
     def _matching(self, names: Names) -> Iterator[HookPoint]:
         if names is None:
@@ -298,6 +306,8 @@ class Layout:
                 yield self.find(names)
         elif callable(names):
             yield from self._filtered(names)
+        elif not isinstance(names, Iterable):
+            raise InvalidArgumentError(f"names are a name, a glob, a list of these or a function, not {names!r}")
         else:
             for name in names:
                 yield from self._matching(name)

@@ -10,42 +10,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from pyllm.core.batch import Batch
-from pyllm.core.capture import LAYER_INPUT_ARCHITECTURES, Capture
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.errors import ContextError, InvalidArgumentError
 from pyllm.interp.cache import ActivationCache
-from pyllm.interp.names import HookPoint, Layout, Names, NoActivationError
-from pyllm.interp.values import Array, from_tensor, join, to_tensor
+from pyllm.interp.names import HookPoint, Layout, Names
+from pyllm.interp.passes import Hook, HookFunction, Passes
+from pyllm.interp.values import Array
 from pyllm.llama import Llama
+from pyllm.params import ContextParams, field_names, unknown_argument
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 Text = str | bytes | Ids
 
 
-@dataclass(frozen=True, slots=True)
-class Hook:
-    """What a hook function is told beside the values.
-
-    Attributes:
-        name: The name of the hook point.
-        layer: Its layer, or None.
-        tokens: The token ids whose activations these are, int32, shape (pos,).
-        positions: Their positions in the text, int32, shape (pos,).
-        index: Which text it is, where several were given.
-    """
-
-    name: str
-    layer: int | None
-    tokens: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    index: int
-
-
-HookFunction = Callable[[Array, Hook], ArrayLike | None]
 Hooks = Iterable[tuple[Names, HookFunction]]
 
 
@@ -65,6 +46,8 @@ class Interp:
         **context: More arguments of :class:`pyllm.core.context.Context`.
 
     Raises:
+        UnknownArgumentError: A keyword is no argument of Context.
+        InvalidArgumentError: A size is out of range.
         ContextError: The model has an encoder and a decoder; use :class:`pyllm.core.capture.Capture`.
 
     Example:
@@ -100,7 +83,7 @@ class Interp:
         self.vocab = self.model.vocab
         self.n_ctx = n_ctx
         self.flash_attn = flash_attn
-        self._capture = Capture(self.context)
+        self._passes = Passes(self.context, self._layout)
         self._layouts: dict[int, Layout] = {}
         self._hooks: list[tuple[Names, HookFunction]] = []
         self._lock = threading.RLock()
@@ -113,8 +96,13 @@ class Interp:
                 "this model has an encoder and a decoder, two graphs with the same names; "
                 "use pyllm.core.capture.Capture on a context of your own"
             )
-        if n_sequences < 1:
+        for name in arguments:
+            if name not in (known := field_names(ContextParams)) or name in ("n_batch", "n_seq_max"):
+                raise unknown_argument(name, known, "Interp")
+        if not _is_int(n_sequences) or n_sequences < 1:
             raise InvalidArgumentError(f"n_sequences must be at least 1, not {n_sequences}")
+        if not _is_int(n_ctx) or n_ctx < 3:
+            raise InvalidArgumentError(f"n_ctx must be an integer of at least 3, not {n_ctx}")
         n_ubatch = n_ctx if n_ubatch is None else n_ubatch
         if n_ctx < n_ubatch or n_ubatch < max(3, n_sequences):
             raise InvalidArgumentError(
@@ -149,7 +137,12 @@ class Interp:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # As of a Context: an exception that passes through is not hidden behind the view in its traceback.
+            if not any(exc_info):
+                raise
 
     def __repr__(self) -> str:
         return f"<Interp of {self.model!r}>"
@@ -182,16 +175,12 @@ class Interp:
         return self._layouts[n]
 
     def _nodes(self, n_tokens: int) -> list[Any]:
-        self._clear()
+        self._passes.clear()
         ids = np.zeros(n_tokens, np.int32)
         try:
-            return self._capture.nodes(Batch.from_arrays(ids, pos=np.arange(n_tokens), seq_ids=0, outputs="all"))
+            return self._passes.capture.nodes(Batch.from_arrays(ids, pos=np.arange(n_tokens), seq_ids=0, outputs="all"))
         finally:
-            self._clear()
-
-    def _clear(self) -> None:
-        if self.context.has_memory:
-            self.context.memory.clear(data=False)
+            self._passes.clear()
 
     # ---- running
 
@@ -285,10 +274,8 @@ class Interp:
     @contextmanager
     def hooks(self, fwd_hooks: Hooks) -> Iterator[Interp]:
         """Have hooks in every run inside a ``with`` block; see :meth:`run_with_hooks`."""
-        added = list(fwd_hooks)
-        for names, function in added:
-            if not callable(function):
-                raise TypeError(f"a hook must be callable, not {function!r}")
+        added = _pairs(fwd_hooks)
+        for names, _ in added:
             self._layout(3).select(names)
         before = self._hooks
         self._hooks = [*before, *added]
@@ -298,6 +285,9 @@ class Interp:
             self._hooks = before
 
     def _one_or_many(self, text: Any, run: Callable[[list[NDArray[np.int32]]], list[Any]]) -> Any:
+        known = isinstance(text, (str, bytes, np.ndarray, Sequence))
+        if not known:
+            raise InvalidArgumentError(f"a text, token ids or a list of these is needed, not {type(text).__name__}")
         several = (
             not isinstance(text, (str, bytes, np.ndarray))
             and len(text) > 0
@@ -316,7 +306,7 @@ class Interp:
     def _run_locked(
         self, texts: list[NDArray[np.int32]], selection: _Selection | None, hooks: Hooks
     ) -> list[tuple[Array | None, ActivationCache | None]]:
-        all_hooks = [*self._hooks, *hooks]
+        all_hooks = [*self._hooks, *_pairs(hooks)]
         layouts = [self._layout(len(ids)) for ids in texts]
         points = [[] if selection is None else layout.select(selection.names, selection.layers) for layout in layouts]
         hooked = [
@@ -324,142 +314,23 @@ class Interp:
         ]
         keep_logits = selection is None or selection.logits
         results: list[tuple[Array | None, dict[str, Array]]]
-        together = self.context.n_seq_max > 1 and len(texts) > 1 and self._can_go_together(points, hooked, texts)
+        together = self.context.n_seq_max > 1 and len(texts) > 1 and self._passes.can_go_together(points, hooked, texts)
         try:
-            if not all_hooks and selection is not None and (fast := self._layer_inputs(texts, points, keep_logits)):
+            fast = None
+            if selection is not None and not all_hooks:
+                fast = self._passes.layer_inputs(texts, points, keep_logits)
+            if fast is not None:
                 results = fast
             elif together:
-                results = self._run_together(texts, points[0], keep_logits)
+                results = self._passes.together(texts, points[0], keep_logits)
             else:
-                results = [self._run_one(ids, points[i], hooked[i], keep_logits, i) for i, ids in enumerate(texts)]
+                results = [self._passes.one(ids, points[i], hooked[i], keep_logits, i) for i, ids in enumerate(texts)]
         finally:
-            self._clear()
+            self._passes.clear()
         return [
             (logits, None if selection is None else selection.cache(values, points[i], texts[i]))
             for i, (logits, values) in enumerate(results)
         ]
-
-    # ---- one text
-
-    def _run_one(
-        self,
-        ids: NDArray[np.int32],
-        points: list[HookPoint],
-        hooks: list[tuple[HookPoint, HookFunction]],
-        keep_logits: bool,
-        index: int,
-    ) -> tuple[Array | None, dict[str, Array]]:
-        self._clear()
-        parts: dict[str, list[Array]] = {point.name: [] for point in points}
-        logits: list[Array] = []
-        n_ubatch = self.context.n_ubatch
-        read = list({point.tensor for point in points})
-        for start in range(0, len(ids), n_ubatch):
-            part = ids[start : start + n_ubatch]
-            positions = np.arange(start, start + len(part), dtype=np.int32)
-            batch = Batch.from_arrays(part, pos=positions, seq_ids=0, outputs="all")
-            functions = [
-                (point.tensor, _wrap(point, function, Hook(point.name, point.layer, part, positions, index)))
-                for point, function in hooks
-            ]
-            values, order = self._capture.decode(batch, read, functions)
-            _check_order(order, part)
-            for point in points:
-                parts[point.name].append(from_tensor(point, _there(values, point), start))
-            if keep_logits:
-                logits.append(self._outputs())
-        joined = {point.name: join(point, parts[point.name]) for point in points}
-        return (np.concatenate(logits) if len(logits) > 1 else logits[0]) if keep_logits else None, joined
-
-    def _outputs(self) -> Array:
-        rows = self.context.embeddings if not self.context.has_memory else self.context.logits
-        return rows.copy()
-
-    # ---- several texts at once
-
-    def _can_go_together(
-        self,
-        points: list[list[HookPoint]],
-        hooks: list[list[tuple[HookPoint, HookFunction]]],
-        texts: list[NDArray[np.int32]],
-    ) -> bool:
-        """Whether rows of several texts can be told apart afterwards."""
-        return (
-            not any(hooks)
-            and not (self.model.is_recurrent or self.model.is_hybrid)
-            and self.context.has_memory
-            and all(len(ids) > 1 for ids in texts)
-            and all(point.axis is not None and point.kind in ("raw", "rows", "heads") for point in points[0])
-            and all("kq" not in point.tensor[0] for point in points[0])
-        )
-
-    def _run_together(
-        self, texts: list[NDArray[np.int32]], points: list[HookPoint], keep_logits: bool
-    ) -> list[tuple[Array | None, dict[str, Array]]]:
-        results: list[Any] = [None] * len(texts)
-        # Longest first: sequences end from the back, and the ids of those that go on have no gaps.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        n = self.context.n_seq_max
-        for first in range(0, len(order), n):
-            group = order[first : first + n]
-            for i, result in zip(group, self._run_group([texts[i] for i in group], points, keep_logits), strict=True):
-                results[i] = result
-        return results
-
-    def _run_group(
-        self, texts: list[NDArray[np.int32]], points: list[HookPoint], keep_logits: bool
-    ) -> Iterator[tuple[Array | None, dict[str, Array]]]:
-        """Rectangles of tokens, sequence after sequence: however llama.cpp splits a batch, these it leaves in order."""
-        self._clear()
-        parts: list[dict[str, list[Array]]] = [{point.name: [] for point in points} for _ in texts]
-        logits: list[list[Array]] = [[] for _ in texts]
-        read = list({point.tensor for point in points})
-        for start, width, count in _rectangles([len(ids) for ids in texts], self.context.n_ubatch):
-            tokens = np.concatenate([ids[start : start + width] for ids in texts[:count]])
-            positions = np.tile(np.arange(start, start + width, dtype=np.int32), count)
-            sequences = np.repeat(np.arange(count, dtype=np.int32), width)
-            batch = Batch.from_arrays(tokens, pos=positions, seq_ids=sequences, outputs="all")
-            values, order = self._capture.decode(batch, read)
-            _check_order(order, tokens)
-            rows = self._outputs() if keep_logits else None
-            for k in range(count):
-                mine = slice(k * width, (k + 1) * width)
-                for point in points:
-                    part = np.take(_there(values, point), range(mine.start, mine.stop), point.tensor_axis)
-                    parts[k][point.name].append(from_tensor(point, part, start))
-                if rows is not None:
-                    logits[k].append(rows[mine])
-        for k in range(len(texts)):
-            joined = {point.name: join(point, parts[k][point.name]) for point in points}
-            yield (np.concatenate(logits[k]) if keep_logits else None, joined)
-
-    # ---- the fast path
-
-    def _layer_inputs(
-        self, texts: list[NDArray[np.int32]], points: list[list[HookPoint]], keep_logits: bool
-    ) -> list[tuple[Array | None, dict[str, Array]]] | None:
-        """The results, where all that is asked for are inputs of layers and llama.cpp hands those out."""
-        if self.model.metadata.get("general.architecture") not in LAYER_INPUT_ARCHITECTURES:
-            return None
-        layers = []
-        inputs = {
-            point.tensor: layer
-            for layer in range(self.model.n_layer)
-            if (point := self._layout(3).points.get(f"blocks.{layer}.hook_resid_pre"))
-        }
-        for of_text in points:
-            found = {point.name: inputs.get(point.tensor) for point in of_text if point.kind == "rows"}
-            if not of_text or len(found) < len(of_text) or None in found.values():
-                return None
-            layers.append(found)
-        results: list[tuple[Array | None, dict[str, Array]]] = []
-        for ids, wanted in zip(texts, layers, strict=True):
-            self._clear()
-            batch = Batch.from_arrays(ids, pos=np.arange(len(ids)), seq_ids=0, outputs="all" if keep_logits else "last")
-            values = self._capture.layer_inputs(batch, {layer for layer in wanted.values() if layer is not None})
-            named = {name: values[layer] for name, layer in wanted.items() if layer is not None}
-            results.append((self._outputs() if keep_logits else None, named))
-        return results
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,52 +356,31 @@ class _Selection:
             return every
         if isinstance(self.positions, slice):
             return every[self.positions]
-        wanted = [self.positions] if isinstance(self.positions, (int, np.integer)) else list(self.positions)
+        one = isinstance(self.positions, (str, bytes)) or not isinstance(self.positions, (Sequence, np.ndarray))
+        wanted: list[Any] = [self.positions] if one else list(self.positions)  # type: ignore[arg-type]
         for position in wanted:
+            if not _is_int(position):
+                raise InvalidArgumentError(f"positions are integers or a slice, not {position!r}")
             if not -n <= position < n:
                 raise InvalidArgumentError(f"the text has {n} tokens, and there is no position {position}")
         return every[wanted]
 
 
-def _wrap(point: HookPoint, function: HookFunction, hook: Hook) -> Callable[[Array], ArrayLike | None]:
-    """A function on the values of the tensor, from one on the activations."""
-    if not callable(function):
-        raise TypeError(f"a hook must be callable, not {function!r}")
-    past = int(hook.positions[0])
-
-    def on_tensor(raw: Array) -> ArrayLike | None:
-        values = from_tensor(point, raw, past)
-        given = values.copy()
-        answer = function(values, hook)
-        if answer is None:
-            # Nothing was returned: what counts is whether it was edited in place.
-            if np.array_equal(values, given, equal_nan=True):
-                return None
-            answer = values
-        return to_tensor(point, answer, given, raw)
-
-    return on_tensor
+def _is_int(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def _there(values: dict[tuple[str, int], Array], point: HookPoint) -> Array:
-    if point.tensor not in values:
-        raise NoActivationError(f"{point.name!r} is in some graphs of this model, and was not in this one")
-    return values[point.tensor]
-
-
-def _check_order(order: NDArray[np.int32] | None, tokens: NDArray[np.int32]) -> None:
-    if order is not None and not np.array_equal(order, tokens):
-        raise ContextError("llama.cpp computed the tokens in another order than they were given")
-
-
-def _rectangles(lengths: list[int], n_ubatch: int) -> Iterator[tuple[int, int, int]]:
-    """Cut sequences, longest first, into (start, width, sequences): equally long parts of the first sequences."""
-    start = 0
-    while start < lengths[0]:
-        count = sum(length > start for length in lengths)
-        width = min(lengths[count - 1] - start, n_ubatch // count)
-        yield start, width, count
-        start += width
+def _pairs(hooks: Any) -> list[tuple[Names, HookFunction]]:
+    """Hooks, checked: a hook alone, not in a list, is the usual mistake."""
+    pairs = []
+    for pair in hooks:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InvalidArgumentError(f"hooks are a list of pairs (names, function), and {pair!r} is no such pair")
+        names, function = pair
+        if not callable(function):
+            raise TypeError(f"a hook must be callable, not {function!r}")
+        pairs.append((names, function))
+    return pairs
 
 
 __all__ = ["Hook", "HookFunction", "Interp"]

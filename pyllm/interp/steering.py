@@ -47,6 +47,8 @@ class SteeringVector:
                     f"{layer} has shape {vector.shape}"
                 )
             self.directions[int(layer)] = vector
+        if not self.directions:
+            raise InvalidArgumentError("a steering vector needs a direction for at least one layer")
         sizes = {vector.size for vector in self.directions.values()}
         if len(sizes) != 1:
             raise InvalidArgumentError(f"a steering vector needs directions of one size, not of {sorted(sizes)}")
@@ -98,15 +100,20 @@ class SteeringVector:
             position: The position that is compared; -1 is the last token.
 
         Raises:
-            InvalidArgumentError: The numbers of texts differ, or there is no text.
+            InvalidArgumentError: The numbers of texts differ, there is no text, or a layer has no vector.
         """
+        if isinstance(positive, (str, bytes)) or isinstance(negative, (str, bytes)):
+            raise InvalidArgumentError("positive and negative are lists of texts, not one text each")
         if len(positive) != len(negative) or not positive:
             raise InvalidArgumentError(
                 f"positive and negative texts come in pairs, and these are {len(positive)} and {len(negative)}"
             )
         if method not in ("mean", "pca"):
             raise InvalidArgumentError(f"method={method!r} is not one of 'mean', 'pca'")
-        wanted = list(range(_FIRST_LAYER, lab.model.n_layer)) if layers is None else list(layers)
+        n_layer = lab.model.n_layer
+        wanted = list(range(_FIRST_LAYER, n_layer)) if layers is None else list(layers)
+        if not wanted or not all(isinstance(i, (int, np.integer)) and _FIRST_LAYER <= i < n_layer for i in wanted):
+            raise InvalidArgumentError(f"layers are some of {_FIRST_LAYER} to {n_layer - 1}, not {wanted}")
         names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
         sides = [
             [
@@ -207,13 +214,18 @@ class SteeringVector:
         Args:
             scale: Factor for all directions.
             layers: Only these layers.
-            positions: Only these positions of the text; None means all.
+            positions: Only these positions of the text, from 0; None means all.
+
+        Raises:
+            InvalidArgumentError: There is no direction for a layer; or a position is negative.
 
         Example:
             >>> lab.run_with_hooks("Hello", vector.hooks(4.0, positions=[0]))
         """
         chosen = self if layers is None else self._of(layers)
         wanted = None if positions is None else list(positions)
+        if wanted is not None and not all(isinstance(i, (int, np.integer)) and i >= 0 for i in wanted):
+            raise InvalidArgumentError(f"positions are counted from 0, for a hook sees parts of a text; not {wanted}")
         return [
             (f"blocks.{layer}.hook_resid_post", _Adder(vector * np.float32(scale), wanted))
             for layer, vector in chosen.directions.items()

@@ -39,6 +39,8 @@ class NpyWriter:
         self.path = Path(path)
         self.row_shape = tuple(row_shape)
         self.dtype: np.dtype[Any] = np.dtype(dtype)
+        if self.dtype.kind not in "fiub":
+            raise InvalidArgumentError(f"rows are numbers, not {self.dtype}")
         self.n_rows = 0
         exists = self.path.exists() and self.path.stat().st_size > 0
         self._file = open(self.path, "r+b" if exists else "w+b")  # noqa: SIM115, closed by close()
@@ -136,6 +138,7 @@ def capture_to_npy(
         dict: Paths by name, and "index": int32 rows (text, position, token) for the rows of every other file; the
         texts are numbered from 0, going on where the folder exists.
     """
+    _check_stored(texts, dtype)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     index = NpyWriter(target / "index.npy", (3,), np.int32)
@@ -170,6 +173,8 @@ def capture_to_safetensors(
 ) -> list[Path]:
     """As :func:`capture_to_npy`, into ``activations-00000.safetensors`` and so on, which hold all names and "index".
 
+    A folder that has such files is not continued.
+
     Args:
         rows_per_file: A file is written when so many rows have come together; they are held in memory until then.
 
@@ -177,12 +182,16 @@ def capture_to_safetensors(
         list[Path]: The files.
 
     Raises:
+        InvalidArgumentError: The folder has such files already.
         MissingDependencyError: The safetensors package is not there.
     """
+    _check_stored(texts, dtype)
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     if rows_per_file < 1:
         raise InvalidArgumentError(f"rows_per_file must be at least 1, not {rows_per_file}")
+    target.mkdir(parents=True, exist_ok=True)
+    if next(target.glob("activations-*.safetensors"), None) is not None:
+        raise InvalidArgumentError(f"{target} has activations in it already; take another folder, or remove them")
     paths: list[Path] = []
     held: dict[str, list[NDArray[Any]]] = {}
     n_held = 0
@@ -205,6 +214,13 @@ def capture_to_safetensors(
     if held:
         write()
     return paths
+
+
+def _check_stored(texts: object, dtype: DTypeLike) -> None:
+    if isinstance(texts, (str, bytes)):
+        raise InvalidArgumentError("texts must be several: put a single one into a list")
+    if np.dtype(dtype).kind != "f":
+        raise InvalidArgumentError(f"activations are stored as floating-point numbers, not as {np.dtype(dtype)}")
 
 
 def _caches(

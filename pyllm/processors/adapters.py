@@ -49,10 +49,10 @@ class HFAdapter(Adapter):
             scores = processor(input_ids, scores)
             if scores is None:
                 raise InvalidArgumentError(f"{processor!r} returned None; transformers' processors return the scores")
-            if tuple(scores.shape) != row.shape:
-                raise InvalidArgumentError(
-                    f"{processor!r} returned scores of shape {tuple(scores.shape)}, not {tuple(row.shape)}"
-                )
+            shape = getattr(scores, "shape", None)
+            if shape is None or tuple(shape) != tuple(row.shape):
+                what = type(scores).__name__ if shape is None else f"scores of shape {tuple(shape)}"
+                raise InvalidArgumentError(f"{processor!r} returned {what}, not {tuple(row.shape)}")
         if scores is not row:
             write(logits, as_numpy(scores)[0], self)
 

@@ -17,12 +17,16 @@ def as_processors(value: LogitsProcessor | Iterable[LogitsProcessor] | None) -> 
     """One processor, several or none, as a list.
 
     Raises:
-        InvalidArgumentError: Something in it cannot be called.
+        InvalidArgumentError: Something in it cannot be called, or is a processor of transformers.
     """
     processors = [] if value is None else [value] if callable(value) else list(value)
     for processor in processors:
         if not callable(processor):
             raise InvalidArgumentError(f"a logits processor must be callable, not {processor!r}")
+        if any(cls.__module__.startswith("transformers.") for cls in type(processor).__mro__):
+            raise InvalidArgumentError(
+                f"{type(processor).__name__} works on batches of tensors: wrap it in pyllm.processors.from_hf()"
+            )
     return processors
 
 

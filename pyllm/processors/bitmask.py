@@ -25,10 +25,13 @@ class BitmaskSource:
 
     Args:
         vocab: The tokenizer of the model.
+
+    Raises:
+        InvalidArgumentError: That is no Vocab, or the model has no token that ends a text.
     """
 
     def __init__(self, vocab: Vocab) -> None:
-        self.vocab = vocab
+        self.vocab = check_vocab(vocab)
         self.n_vocab = len(vocab)
         self.eog = frozenset(vocab.eog_tokens.tolist())
         eos = vocab.eos if vocab.eos is not None else min(self.eog, default=None)
@@ -119,6 +122,11 @@ class BitmaskSource:
             for token in ids[self._n_seen :].tolist():
                 self.accept(token)
         self._n_seen = len(ids)
+        if len(logits) != self.n_vocab:
+            raise InvalidArgumentError(
+                f"this source was made for a vocabulary of {self.n_vocab} tokens, and the logits are of {len(logits)}: "
+                "make one with the vocab of this model"
+            )
         if self._mask is None:
             self._mask = allocate_token_bitmask(1, self.n_vocab)[0]
         self.fill(self._mask)
@@ -143,6 +151,17 @@ class BitmaskSource:
 
     def _copy_matcher(self, source: Self) -> None:
         raise NotImplementedError
+
+
+def check_vocab(vocab: Any) -> Vocab:
+    """The tokenizer itself.
+
+    Raises:
+        InvalidArgumentError: It is something else; a Llama and a Model have one.
+    """
+    if not isinstance(vocab, Vocab):
+        raise InvalidArgumentError(f"a Vocab is needed, such as llm.vocab, not {type(vocab).__name__}")
+    return vocab
 
 
 def refused(token: int, vocab: Vocab, reason: str = "") -> SamplerError:

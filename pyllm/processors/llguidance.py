@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyllm.core.vocab import Vocab
 from pyllm.enums import TokenAttr
 from pyllm.errors import GrammarError, SamplerError
-from pyllm.processors.bitmask import BitmaskSource, import_library, refused
+from pyllm.processors.bitmask import BitmaskSource, check_vocab, import_library, refused
 
 _tokenizers: weakref.WeakKeyDictionary[Vocab, Any] = weakref.WeakKeyDictionary()
 
@@ -83,8 +83,11 @@ class LLGuidance(BitmaskSource):
             self._check()
 
     def _rollback(self, n: int) -> None:
+        before = self.matcher.deep_copy()
         if not self.matcher.rollback(n):
-            raise SamplerError(f"llguidance cannot go back by {n} tokens: {self.matcher.get_error()}")
+            reason = self.matcher.get_error().partition("\n<state>")[0]
+            self.matcher = before  # it would stay in error for good
+            raise SamplerError(f"llguidance cannot go back by {n} tokens: {reason}")
 
     def _finished(self) -> bool:
         self._check()
@@ -99,7 +102,7 @@ def tokenizer(vocab: Vocab) -> Any:
 
     It calls ``llama_tokenize`` with the address of the vocabulary: do not use it after the model was closed.
     """
-    if vocab not in _tokenizers:
+    if check_vocab(vocab) not in _tokenizers:
         pieces = vocab.pieces()
         attrs = vocab.attrs
         # A control token is not the text it is spelled with; llguidance knows it by a byte that no text contains.

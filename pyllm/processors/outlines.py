@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.core.vocab import Vocab
-from pyllm.errors import GrammarError, SamplerError
-from pyllm.processors.bitmask import BitmaskSource, import_library, refused
+from pyllm.errors import GrammarError, InvalidArgumentError, SamplerError
+from pyllm.processors.bitmask import BitmaskSource, check_vocab, import_library, refused
 
 _vocabularies: weakref.WeakKeyDictionary[Vocab, Any] = weakref.WeakKeyDictionary()
 
@@ -33,6 +33,8 @@ class OutlinesCore(BitmaskSource):
     def __init__(self, guide: Any, vocab: Vocab, *, max_rollback: int = 32) -> None:
         super().__init__(vocab)
         outlines_core = import_outlines_core()
+        if not isinstance(guide, (outlines_core.Index, outlines_core.Guide)):
+            raise InvalidArgumentError(f"an Index or a Guide is needed, not {type(guide).__name__}")
         self.guide = outlines_core.Guide(guide, max_rollback) if isinstance(guide, outlines_core.Index) else guide
 
     @classmethod
@@ -42,8 +44,9 @@ class OutlinesCore(BitmaskSource):
         Raises:
             GrammarError: The pattern is wrong, or nothing in the vocabulary can match it.
         """
+        tokens = vocabulary(vocab)
         try:
-            index = import_outlines_core().Index(pattern, vocabulary(vocab))
+            index = import_outlines_core().Index(pattern, tokens)
         except (ValueError, RuntimeError) as cause:
             raise GrammarError(f"outlines-core refuses the pattern: {cause}") from cause
         return cls(index, vocab)
@@ -87,7 +90,7 @@ class OutlinesCore(BitmaskSource):
 
 def vocabulary(vocab: Vocab) -> Any:
     """The ``Vocabulary`` for a tokenizer, kept as long as `vocab` is."""
-    if vocab not in _vocabularies:
+    if check_vocab(vocab) not in _vocabularies:
         eog = {*vocab.eog_tokens.tolist(), vocab.eos}
         tokens: dict[bytes, list[int]] = {}
         for token, piece in enumerate(vocab.pieces(special=False)):

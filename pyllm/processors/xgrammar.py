@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.core.vocab import Vocab
-from pyllm.errors import GrammarError, SamplerError
-from pyllm.processors.bitmask import BitmaskSource, import_library, refused
+from pyllm.errors import GrammarError, InvalidArgumentError, SamplerError
+from pyllm.processors.bitmask import BitmaskSource, check_vocab, import_library, refused
 
 _compilers: weakref.WeakKeyDictionary[Vocab, Any] = weakref.WeakKeyDictionary()
 
@@ -37,6 +37,10 @@ class XGrammar(BitmaskSource):
             return
         if isinstance(grammar, str):
             grammar = compiled(vocab, "compile_grammar", grammar)
+        if not isinstance(grammar, xgrammar.CompiledGrammar):
+            raise InvalidArgumentError(
+                f"a CompiledGrammar, a GrammarMatcher or a grammar as text is needed, not {type(grammar).__name__}"
+            )
         self.matcher = xgrammar.GrammarMatcher(grammar)
 
     @classmethod
@@ -81,15 +85,16 @@ class XGrammar(BitmaskSource):
 
 
 def compiled(vocab: Vocab, method: str, text: str, **options: Any) -> Any:
+    compile_it = getattr(compiler(vocab), method)
     try:
-        return getattr(compiler(vocab), method)(text, **options)
+        return compile_it(text, **options)
     except (RuntimeError, ValueError) as cause:
         raise GrammarError(f"xgrammar refuses the grammar: {cause}") from cause
 
 
 def compiler(vocab: Vocab) -> Any:
     """The ``GrammarCompiler`` for a vocabulary, kept as long as `vocab` is."""
-    if vocab not in _compilers:
+    if check_vocab(vocab) not in _compilers:
         xgrammar = import_xgrammar()
         # Control tokens are empty here: they are not the text they are spelled with.
         info = xgrammar.TokenizerInfo(

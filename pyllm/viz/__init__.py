@@ -1,7 +1,8 @@
 """Pictures: scored texts, logits, logit lenses and activations, as matplotlib figures and as HTML.
 
-    >>> from pyllm import Llama, eval, viz
-    >>> scored = eval.logprobs(Llama("smollm2"), "The capital of France is cheese.")
+    >>> from pyllm import Llama, viz
+    >>> from pyllm import eval as scoring
+    >>> scored = scoring.logprobs(Llama("smollm2"), "The capital of France is cheese.")
     >>> viz.html.token_map(scored).save("map.html")  # what a notebook shows by itself
     >>> viz.token_map(scored).savefig("map.svg")  # with matplotlib, the extra "viz"
 

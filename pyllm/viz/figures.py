@@ -51,7 +51,7 @@ def token_map(scored: ScoredText, by: str = "probability", columns: int = 88) ->
     height = n_lines * _LINE
     canvas = Canvas(max(columns * _COLUMN, LEGEND_WIDTH) + 2 * MARGIN, _HEAD + height + LEGEND_HEIGHT + 2 * MARGIN)
     axes = canvas.place(MARGIN, MARGIN + LEGEND_HEIGHT, columns * _COLUMN, height)
-    axes.set(xlim=(0, columns), ylim=(n_lines, 0))
+    axes.set(xlim=(0, columns), ylim=(max(n_lines, 1), 0))
     axes.axis("off")
     axes.set_title(summary(scored), size=9, loc="left", weight="bold")
     for i, text, column, line in parts:

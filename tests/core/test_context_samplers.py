@@ -7,8 +7,9 @@ import pytest
 
 from pyllm import errors
 from pyllm.core.batch import Batch
+from pyllm.core.generation import Generation
 from pyllm.core.sampler import Chain
-from pyllm.core.samplers import Dist, Greedy, MirostatV2, Penalties, Temp, TopK
+from pyllm.core.samplers import Dist, Greedy, LogitBias, MinP, MirostatV2, Penalties, Temp, TopK, TopP, Typical
 
 
 @pytest.fixture
@@ -176,3 +177,82 @@ def test_more_outputs_than_the_context_allows(make_context, ids):
         context.decode(Batch.from_arrays(ids[:3], outputs="all"))
     context.decode(Batch.from_arrays(ids[:3]))
     assert context.sampled.token() is not None
+
+
+CHAINS = {
+    "greedy behind top-k": lambda n: Chain(TopK(40), Greedy()),
+    "greedy behind top-p": lambda n: Chain(TopP(0.9), Greedy()),
+    "greedy behind a temperature of 0": lambda n: Chain(Temp(0.0), Greedy()),
+    "bias behind top-k": lambda n: Chain(TopK(3), LogitBias(n, {n - 1: -5.0, n - 2: 5.0}), Greedy()),
+    "a larger top-k behind a smaller one": lambda n: Chain(TopK(3), TopK(40), Greedy()),
+    "top-k of more than there are": lambda n: Chain(Chain(TopK(n + 1)), Greedy()),
+    "typical behind top-p": lambda n: Chain(TopP(0.9), Typical(0.5), TopK(1), Dist(seed=1)),
+    "typical behind min-p": lambda n: Chain(MinP(0.05), Typical(0.5), TopK(1), Dist(seed=1)),
+    "a chain in a chain": lambda n: Chain(Chain(TopK(3), Typical(0.5)), Greedy()),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_order_gives_what_the_host_gives(make_context, ids, name):
+    host = make_context()
+    sampler = CHAINS[name](host.n_vocab)
+    device = make_context(samplers={0: CHAINS[name](host.n_vocab)})
+    tokens = ids
+    for _ in range(5):
+        host.decode(Batch.from_arrays(tokens))
+        device.decode(Batch.from_arrays(tokens))
+        tokens = [sampler.sample(host)]
+        assert device.sampled.sample() == tokens[0]
+
+
+def test_another_sampler_is_not_ignored(make_context, ids, plain):
+    context = make_context(samplers={0: Chain(Greedy())})
+    other = Chain(LogitBias(context.n_vocab, {int(plain.argmax()): -1e9}), Greedy())
+    generation = Generation(context, other)
+    generation.prefill(ids)
+    with pytest.raises(errors.SamplerError, match=r"set_sampler\(0, None\)"):
+        generation.step()
+    with pytest.raises(errors.SamplerError, match=r"ctx\.sampled"):
+        other.sample(context)
+    assert context.sampled.sample() == plain.argmax()
+    context.set_sampler(0, None)
+    assert generation.step() != plain.argmax()
+
+
+def test_attaching_moves_no_memory(make_context, ids):
+    context = make_context()
+    context.decode(Batch.from_arrays(ids))
+    view = np.asarray(context.logits)
+    before = view.copy()
+    context.set_sampler(0, Chain(Greedy()))
+    context.set_sampler(0, None)  # was refused while the view was there
+    context.decode(Batch.from_arrays(ids[:1]))
+    assert view.shape == before.shape
+
+
+def test_loading_a_state_beside_a_view(make_context, ids):
+    context = make_context()
+    context.decode(Batch.from_arrays(ids))
+    saved = context.state.save()
+    view = np.asarray(context.logits)
+    context.set_sampler(0, Chain(Greedy()))
+    context.state.load(saved)
+    assert view.size
+
+
+def test_views_on_the_outputs_of_t5(load, make_context):
+    context = make_context(load("t5"), n_batch=64, n_ubatch=64)
+    context.encode(Batch.from_arrays([5]))
+    context.set_sampler(0, Chain(TopK(3), Dist(seed=1)))
+    context.decode(Batch.from_arrays([5]))
+    context.set_sampler(0, None)
+    context.memory.clear()
+    context.decode(Batch.from_arrays([5]))
+    outputs = context.logits
+    address, view = outputs.address, np.asarray(outputs)
+    with pytest.raises(BufferError):
+        for n in range(2, 40):
+            context.memory.clear()
+            context.decode(Batch.from_arrays(np.full(n, 5), outputs="all"))
+            assert context.logits.address == address, n
+    assert view.size

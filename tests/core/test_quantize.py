@@ -139,3 +139,30 @@ assert len(done) > 20, done
         tmp_path / "a.gguf",
     )
     assert len(FTYPES) == len(set(FTYPES))
+
+
+def test_weights_that_no_grid_holds(tiny_models, tmp_path):
+    isolated.survive(
+        """
+from pyllm.core.gguf import GGUFReader
+from pyllm.core.quantize import quantize
+source, target = sys.argv[2:]
+with GGUFReader(PATH) as file:
+    tensor = file.tensor("blk.0.ffn_down.weight").copy()
+    imatrix = {each.name: np.ones(each.shape[-1], np.float32) for each in file.tensors}
+data = open(PATH, "rb").read()
+large = tensor.copy()
+large[0] = np.random.default_rng(0).normal(size=large.shape[1]) * 1e18
+assert data.count(tensor.tobytes()) == 1
+open(source, "wb").write(data.replace(tensor.tobytes(), large.tobytes()))
+for ftype in ("IQ2_XS", "IQ3_XXS"):
+    raises(errors.QuantizeError, ["blk.0.ffn_down.weight", "at most 1e+08"], quantize, source, target, ftype,
+           n_threads=2, imatrix=imatrix)
+wild = {name: values * np.float32(1e38) for name, values in imatrix.items()}
+raises(errors.InvalidArgumentError, "1e+38", quantize, PATH, target, "IQ3_S", n_threads=2, imatrix=wild)
+assert not os.path.exists(target)
+""",
+        tiny_models.make("llama", n_embd=256, n_ff=256, n_layer=1),
+        tmp_path / "large.gguf",
+        tmp_path / "out.gguf",
+    )

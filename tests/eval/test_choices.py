@@ -109,3 +109,16 @@ def test_tasks_that_are_none(tiny_model):
         multiple_choice(tiny_model, [])
     with pytest.raises(InvalidArgumentError, match="sentence with _"):
         winogrande(tiny_model, [Winogrande("no gap", ("a", "b"), 0)])
+
+
+def test_what_is_no_task_says_so(tiny_model, tmp_path):
+    with pytest.raises(TypeError, match="several texts"):
+        MultipleChoice.of("a", "bc", 0)
+    for count in (hellaswag, multiple_choice, winogrande):
+        with pytest.raises(InvalidArgumentError, match="task 0 must be a"):
+            count(tiny_model, [3], n_threads=1)
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"\xff\xfe junk")
+    for count in (hellaswag, winogrande):
+        with pytest.raises(TaskFileError, match="UTF-8"):
+            count(tiny_model, junk)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -46,7 +48,7 @@ def test_arguments_come_as_text(tiny_models):
         with pytest.raises(UnknownArgumentError, match="n_threads"):
             PyllmLM.create_from_arg_string(f"model={tiny_models['llama']},n_thread=1")
         with pytest.raises(InvalidArgumentError, match="n_gpu_layers"):
-            PyllmLM(tiny_models["llama"], device="cuda:0")
+            PyllmLM(tiny_models["llama"], device="cuda:1")
     finally:
         lm.model.close()
 
@@ -122,11 +124,9 @@ def test_chats(lm, load):
         refusing.apply_chat_template(chat)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_task_of_ones_own(tiny_model: Model, tmp_path, monkeypatch):
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
+@pytest.fixture
+def own_task(tmp_path, monkeypatch):
+    """A task of multiple choice, in a folder without a way to the network."""
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -145,6 +145,15 @@ def test_a_task_of_ones_own(tiny_model: Model, tmp_path, monkeypatch):
         "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n",
         encoding="utf-8",
     )
+    return rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_of_ones_own(tiny_model: Model, tmp_path, own_task):
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    rows = own_task
     lm = PyllmLM(tiny_model, max_length=128, **EXACT)
     results = lm_eval.simple_evaluate(
         lm,
@@ -158,3 +167,12 @@ def test_a_task_of_ones_own(tiny_model: Model, tmp_path, monkeypatch):
         scores = score(tiny_model, row["question"], [f" {answer}" for answer in row["answers"]], **EXACT)
         right += int(np.argmax([one.logprob for one in scores])) == row["right"]
     assert results["results"]["own_choice"]["acc,none"] == pytest.approx(right / len(rows))
+
+
+def test_the_program_of_the_harness(tiny_models, tmp_path, own_task):
+    # As a user would: it names a device of its own accord.
+    command = [sys.executable, "-m", "pyllm.eval.lm_eval", "run", "--model", "pyllm", "--tasks", "own_choice"]
+    command += ["--model_args", f"model={tiny_models['llama']},n_threads=1", "--include_path", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "own_choice" in done.stdout

@@ -250,3 +250,40 @@ def test_the_architectures_are_those_of_the_sources() -> None:
         assert architecture in names.values()
         source = SOURCES / "models" / f"{files.get(architecture, architecture)}.cpp"
         assert re.search(r"^\s+res->t_layer_inp\[il\] = inpL;", source.read_text(), re.MULTILINE), architecture
+
+
+@pytest.mark.parametrize("name", ["l_out-0", "result_norm", "result_output"])
+def test_after_a_hook_that_failed_there_are_no_outputs(capture: Capture, batch: Batch, name: str) -> None:
+    capture.context.decode(batch)
+    capture.context.memory.clear()
+
+    def scale(values: np.ndarray) -> None:
+        values *= 2
+
+    def fail(values: np.ndarray) -> None:
+        raise LookupError("late")
+
+    # The last node of the graph too: nothing is left to abort there, and the decode succeeds.
+    with pytest.raises(LookupError, match="late"):
+        capture.decode(batch, (), [((name, 0), scale), ((name, 0), fail)])
+    for read in (lambda: capture.context.logits, lambda: capture.context.logits_ith(-1)):
+        with pytest.raises(errors.NoOutputError):
+            read()
+    capture.context.memory.clear()
+    capture.context.decode(batch)
+    assert np.isfinite(capture.context.logits).all()
+
+
+@pytest.mark.parametrize("value", [-5, 4, 1e9, 0.5, np.nan])
+@pytest.mark.parametrize("name", ["ffn_moe_topk-0", "ffn_moe_argsort-0"])
+def test_experts_that_do_not_exist(
+    load: Callable, make_context: Callable[..., Context], name: str, value: float
+) -> None:
+    capture = Capture(make_context(load("qwen3moe"), capture=True, n_threads=2))
+    batch = Batch.from_arrays([1, 5, 6])
+    with pytest.raises(errors.BackendError, match="holds indices from 0 to 3"):
+        capture.decode(batch, hooks=[((name, 0), lambda values: np.full_like(values, value))])
+    capture.context.memory.clear()
+    wanted = (name, 0)
+    values, _ = capture.decode(batch, [wanted], [(wanted, lambda values: 3 - values)])
+    assert set(values[wanted].reshape(-1)) <= {0, 1, 2, 3}

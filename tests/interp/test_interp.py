@@ -10,7 +10,7 @@ import pytest
 from pyllm import Llama, errors
 from pyllm.core.model import Model
 from pyllm.interp import ActivationCache, Interp, NoActivationError
-from pyllm.interp.runner import Hook
+from pyllm.interp.passes import Hook, Passes
 
 DECODERS = ["llama", "gemma3", "qwen3moe", "mamba", "jamba"]
 
@@ -271,8 +271,8 @@ def test_inputs_of_layers_come_without_a_stop(
     lab = open_lab()
     slow_logits, slow = lab.run_with_cache(text, "*hook_resid_*")
     calls = []
-    fast_path = Interp._layer_inputs
-    monkeypatch.setattr(Interp, "_layer_inputs", lambda self, *a: calls.append(got := fast_path(self, *a)) or got)
+    fast_path = Passes.layer_inputs
+    monkeypatch.setattr(Passes, "layer_inputs", lambda self, *a: calls.append(got := fast_path(self, *a)) or got)
     logits, fast = lab.run_with_cache(text, ["blocks.*.hook_resid_pre", "blocks.0.hook_resid_post"])
     assert calls[-1] is not None
     assert np.array_equal(logits, slow_logits)
@@ -489,3 +489,47 @@ def test_threads_wait_for_each_other(lab: Interp, texts: list[np.ndarray]) -> No
     for (logits, cache), (right_logits, right) in zip(got, expected * 3, strict=True):
         assert np.array_equal(logits, right_logits)
         assert np.array_equal(cache["resid_post", 1], right["resid_post", 1])
+
+
+# ---- what does not fit says so
+
+
+def test_a_cache_is_a_mapping_that_can_be_asked(lab: Interp, text: str) -> None:
+    cache = lab.capture(text, "*.hook_resid_*")
+    assert "blocks.0.hook_resid_pst" not in cache
+    assert cache.get("nothing") is None
+    # The same tensors by the names that TransformerLens 3 has for them.
+    assert cache["blocks.1.hook_in"] is cache["blocks.1.hook_resid_pre"]
+    assert cache["blocks.1.hook_out"] is cache["blocks.1.hook_resid_post"]
+    with pytest.raises(NoActivationError, match=r"resid_pst.* are blocks") as info:
+        cache["blocks.0.hook_resid_pst"]
+    assert isinstance(info.value, KeyError) and not str(info.value).startswith('"') and len(str(info.value)) < 300
+    with pytest.raises(NoActivationError, match="of layers"):
+        cache["resid_post", 99]
+    with pytest.raises(NoActivationError):
+        cache["resid_post", 0, 0]  # type: ignore[index]
+
+
+def test_wrong_arguments_are_named(lab: Interp, text: str) -> None:
+    name = "blocks.0.hook_resid_post"
+    assert list(lab.capture(text, "*.hook_resid_post", layers=np.int64(0))) == [name]  # type: ignore[arg-type]
+    for layers in ("0", 0.5, [0.5], ["0"]):
+        with pytest.raises(errors.InvalidArgumentError, match="layers are integers"):
+            lab.capture(text, "*.hook_resid_post", layers=layers)  # type: ignore[arg-type]
+    for positions in (0.5, "0", [0.5], [True]):
+        with pytest.raises(errors.InvalidArgumentError, match="positions are integers"):
+            lab.capture(text, name, positions=positions)  # type: ignore[arg-type]
+    for names in (3, [3]):
+        with pytest.raises(errors.InvalidArgumentError, match="names are"):
+            lab.capture(text, names)  # type: ignore[arg-type]
+    for wrong in (None, 3, (each for each in [text])):
+        with pytest.raises(errors.InvalidArgumentError, match="a text, token ids or a list"):
+            lab.run(wrong)
+    for hooks in ((name, print), [3], [(name,)]):
+        with pytest.raises(errors.InvalidArgumentError, match="pairs"):
+            lab.run_with_hooks(text, hooks)  # type: ignore[arg-type]
+    with pytest.raises(errors.UnknownArgumentError, match="'n_ctx'"):
+        Interp(lab.model, n_ctxx=64)
+    for n_ctx in (0, -1, 2, 64.5):
+        with pytest.raises(errors.InvalidArgumentError, match="n_ctx must be"):
+            Interp(lab.model, n_ctx=n_ctx)  # type: ignore[arg-type]

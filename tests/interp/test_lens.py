@@ -75,3 +75,8 @@ def test_wrong_arguments(lab: Interp, open_lab: Callable[..., Interp], text: str
         logit_lens(lab, text, positions=[1000])
     with pytest.raises(NoActivationError, match="embedding"):
         logit_lens(open_lab("bert"), [5, 6])
+
+
+def test_no_layer_is_no_lens(lab: Interp, text: str) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="layers are some of 0 to 1"):
+        logit_lens(lab, text, [])

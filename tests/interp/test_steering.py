@@ -204,3 +204,17 @@ def test_vectors_that_do_not_fit(vector: SteeringVector, tiny_model: Model, make
     for directions in ({}, {0: np.ones(4)}, {1: np.ones((2, 2))}, {1: [np.nan]}, {1: np.ones(4), 2: np.ones(5)}):
         with pytest.raises(errors.InvalidArgumentError):
             SteeringVector(directions)
+
+
+def test_layers_positions_and_texts_that_do_not_fit(lab: Interp, vector: SteeringVector, pairs: tuple) -> None:
+    positive, negative = pairs
+    for layers in ([0], [-1], [N_LAYER], [1.5], []):
+        with pytest.raises(errors.InvalidArgumentError, match=f"layers are some of 1 to {N_LAYER - 1}"):
+            SteeringVector.train(lab, positive, negative, layers=layers)
+    with pytest.raises(errors.InvalidArgumentError, match="lists of texts"):
+        SteeringVector.train(lab, "ab", "cd")
+    for positions in ([-1], [0.5]):
+        with pytest.raises(errors.InvalidArgumentError, match="counted from 0"):
+            vector.hooks(1.0, positions=positions)
+    with pytest.raises(errors.InvalidArgumentError, match="at least one layer"):
+        SteeringVector({})

@@ -90,6 +90,19 @@ def test_safetensors(lab: Interp, texts: list[np.ndarray], tmp_path: Path) -> No
     assert np.array_equal(safetensors.load_file(cache.save(tmp_path / "c.safetensors"))[NAMES[0]], cache[NAMES[0]])
     with pytest.raises(errors.InvalidArgumentError, match="rows_per_file"):
         capture_to_safetensors(lab, texts, tmp_path, NAMES, rows_per_file=0)
+    # What is there is neither written over nor mixed with something else.
+    with pytest.raises(errors.InvalidArgumentError, match="already"):
+        capture_to_safetensors(lab, texts[:1], tmp_path, NAMES)
+
+
+def test_one_text_and_other_types_are_refused(lab: Interp, texts: list[np.ndarray], tmp_path: Path) -> None:
+    for capture in (capture_to_npy, capture_to_safetensors):
+        with pytest.raises(errors.InvalidArgumentError, match="list"):
+            capture(lab, "one text", tmp_path, NAMES)
+        for dtype in (np.int8, "U3", object):
+            with pytest.raises(errors.InvalidArgumentError, match="floating-point"):
+                capture(lab, texts, tmp_path, NAMES, dtype=dtype)
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_package(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 
 import isolated
@@ -15,6 +16,8 @@ from pyllm.core.generation import Generation
 from pyllm.core.model import Model
 from pyllm.core.sampler import Chain
 from pyllm.core.samplers import Dist, Greedy, TopK
+from pyllm.interp import Interp
+from pyllm.llama import Llama
 
 CLOSE = """
 import itertools
@@ -158,16 +161,35 @@ def test_exceptions_leave_with_blocks_closed(tiny_models):
         assert depth == 0 or (context.closed and chain.closed)
 
 
-def test_an_exception_in_a_with_block_is_not_lost_behind_a_view(make_model, tiny_models):
+@pytest.mark.parametrize("kind", ["context", "model", "llama", "interp"])
+def test_an_exception_in_a_with_block_is_not_lost_behind_a_view(kind, make_model, tiny_models):
     model = make_model(tiny_models["llama"])
-    context = Context(model, n_ctx=64)
-    with pytest.raises(BufferError) as info, context:
-        context.decode(Batch.from_arrays([1]))
-        view = np.asarray(context.logits)
-        raise KeyError("the cause")
-    assert isinstance(info.value.__context__, KeyError)
-    del view, info
+    outer = {"context": Context, "model": lambda _, **_arguments: model, "llama": Llama, "interp": Interp}[kind](
+        model, n_ctx=64, n_threads=1
+    )
+    context = Context(model, n_ctx=64, n_threads=1) if kind == "model" else getattr(outer, "context", outer)
+
+    def use():
+        with outer:
+            context.decode(Batch.from_arrays([1]))
+            view = np.asarray(context.logits)  # noqa: F841, the traceback holds it
+            raise KeyError("the cause")
+
+    with pytest.raises(KeyError, match="the cause") as info:
+        use()
+    assert not context.closed
+    del info
+    gc.collect()
     context.close()
+
+    # Without an exception it is the array that has to be seen.
+    if kind == "context":
+        another = Context(model, n_ctx=64, n_threads=1)
+        with pytest.raises(BufferError), another:
+            another.decode(Batch.from_arrays([1]))
+            held = np.asarray(another.logits)
+        del held
+        another.close()
 
 
 def test_a_constructor_that_fails_leaves_nothing(make_model, tiny_models):

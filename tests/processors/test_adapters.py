@@ -173,3 +173,16 @@ def test_in_a_generation(tiny_model: Any) -> None:
             from_vllm(lambda ids, scores: force(scores), tensors="numpy"),
         ):
             assert llm([5, 6, 7], max_tokens=3, logits_processor=[processor]).tokens == (forced,) * 3
+
+
+def test_what_transformers_expects_is_said_before_anything_runs(tiny_model: Any) -> None:
+    class Foreign:
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            raise AssertionError("it would fail here on arrays")
+
+    Foreign.__module__ = "transformers.generation.logits_process"
+    with Llama(tiny_model, n_ctx=64, n_threads=1) as llm, pytest.raises(errors.InvalidArgumentError, match="from_hf"):
+        llm("the", max_tokens=1, logits_processor=Foreign())
+    assert from_hf(Foreign(), tensors="numpy")
+    with pytest.raises(errors.InvalidArgumentError, match=r"returned int, not \(1, 5\)"):
+        from_hf(lambda input_ids, scores: 3, tensors="numpy")(np.array([1], np.int32), np.zeros(5, np.float32))

@@ -96,10 +96,27 @@ def test_rollback_reset_and_clone(llm: Llama, source: Any, package: str) -> None
     matcher.accept(token)
     matcher.reset()
     assert allowed(matcher) == first
-    with pytest.raises(errors.SamplerError):
+    with pytest.raises(errors.SamplerError, match="back by 5 tokens") as info:
         matcher.rollback(5)
+    assert len(str(info.value)) < 500
     with pytest.raises(errors.InvalidArgumentError, match="not -1"):
         matcher.rollback(-1)
+    # It is as it was.
+    assert allowed(matcher) == first
+    matcher.accept(token)
+    assert allowed(matcher) == second
+
+
+@pytest.mark.parametrize(("source", "package"), SOURCES)
+def test_of_another_model_or_of_no_vocabulary(llm: Llama, source: Any, package: str) -> None:
+    need(package)
+    matcher = source.regex(PATTERN, llm.vocab)
+    with pytest.raises(errors.InvalidArgumentError, match=f"{len(llm.vocab)} tokens, and the logits are of 100"):
+        matcher(np.array([1], np.int32), np.zeros(100, np.float32))
+    with pytest.raises(errors.InvalidArgumentError, match=r"a Vocab is needed.* not Llama"):
+        source.regex(PATTERN, llm)
+    with pytest.raises((errors.InvalidArgumentError, errors.GrammarError)):
+        source(3, llm.vocab)
 
 
 @pytest.mark.parametrize(("source", "package"), SOURCES)

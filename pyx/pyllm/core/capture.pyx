@@ -141,7 +141,8 @@ cdef class Capture:
 
         Raises:
             InvalidBatchError: More than n_ubatch tokens.
-            BackendError: A tensor has a type that cannot be read or written.
+            BackendError: A tensor has a type that cannot be read or written; or a hook made an index, such as that
+                of an expert, that does not exist.
 
         Rows are in the order in which llama.cpp computes them. It may reorder the tokens of several sequences; it does
         not when they all have the same number of tokens, stand one after the other and have ids 0, 1, ….
@@ -272,9 +273,14 @@ cdef class Capture:
         taps.active = True
         try:
             self.context._run(batch, encode)
+        except BaseException:
+            # A hook that failed late has let the decode come to its end: nobody may read numbers that it half changed.
+            self.context.n_outputs = 0
+            raise
         finally:
             taps.active = False
         if taps.failed and taps.error.size():
+            self.context.n_outputs = 0
             raise errors.BackendError(taps.error.c_str().decode("utf-8", "replace"))
         if taps.has_tokens and not batch.n_embd and <int32_t> taps.tokens.size() != batch.c.n_tokens:
             raise errors.BackendError(

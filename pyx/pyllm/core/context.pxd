@@ -45,6 +45,7 @@ cdef class Context(ContextSettings):
     cdef dict samplers_                   # sequence -> Chain that runs in the graph: llama.cpp keeps pointers to them
     cdef int32_t n_samplers               # their number, for code without the GIL
     cdef bint raw_logits                  # whether llama.cpp fetched the logits of the last decode
+    cdef bint is_t5                       # llama.cpp makes room for embeddings then, asked for or not
     cdef bint f32_cache                   # keys and values are float32, through which gradients can flow
     cdef bint trained                     # llama_opt_init was called; it allows that once
     cdef dict device_states               # sequence -> the ticket of what was saved on the device
@@ -69,6 +70,7 @@ cdef class Context(ContextSettings):
     cdef bint _has_logits(self)
     cdef bint _has_token_embeddings(self)
     cdef int forget_outputs(self) except -1
+    cdef int _expire(self) except -1
     cdef int prepare(self, int32_t n_outputs) except -1
     # The one place that computes, either kind of batch. The caller holds the lock and has called prepare().
     cdef int compute(

@@ -178,6 +178,7 @@ cdef class Context(ContextSettings):
         self.embeddings_ = arguments.c.embeddings
         self.kv_unified = arguments.c.kv_unified or self.n_seq_max_ == 1
         self.bf16_keys = arguments.c.type_k == ggml.GGML_TYPE_BF16
+        self.is_t5 = self.model.metadata.get("general.architecture") == "t5"
         self.f32_cache = arguments.c.type_k == ggml.GGML_TYPE_F32 and arguments.c.type_v == ggml.GGML_TYPE_F32
         self.n_pos_per_embd = 4 if self.model.rope_type in (enums.RopeType.MROPE, enums.RopeType.IMROPE) else 1
         # llama.cpp makes room for one output of every sequence when it creates the context.
@@ -248,7 +249,13 @@ cdef class Context(ContextSettings):
         return self
 
     def __exit__(self, *exc_info):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # The traceback of an exception that passes through can hold a view. That exception is the one to see:
+            # the context is freed when the last view is gone.
+            if not any(exc_info):
+                raise
 
     def __repr__(self):
         if self.ptr == NULL:
@@ -351,15 +358,24 @@ cdef class Context(ContextSettings):
     cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil:
         """Floats that llama.cpp's output buffer needs for so many outputs, as it counts them itself."""
         cdef int64_t rows = n_outputs if n_outputs > self.n_seq_max_ else self.n_seq_max_
-        cdef int64_t columns = self.n_vocab + (self.n_embd_out if self.embeddings_ else 0)
+        cdef int64_t columns = self.n_vocab + (self.n_embd_out if self.embeddings_ or self.is_t5 else 0)
         if self.n_samplers:
             columns += 3 * <int64_t> self.n_vocab + 1  # logits, probabilities and ids of candidates, and the token
         return rows * columns + self.layer_floats
 
     cdef int forget_outputs(self) except -1:
-        """The memory is another now: outputs of before are stale."""
-        self.prepare(0)
+        """The memory is another now: outputs of before are stale. The buffer stays where it is."""
+        self._expire()
         self.n_outputs = 0
+        return 0
+
+    cdef int _expire(self) except -1:
+        self.raw_logits = True
+        self.decodes += 1  # under the GIL: from here on nobody can make a view of the old outputs
+        if self.shadows:
+            for shadow in self.shadows.values():
+                shadow.fill(np.nan)
+            self.shadows.clear()
         return 0
 
     cdef int prepare(self, int32_t n_outputs) except -1:
@@ -372,13 +388,7 @@ cdef class Context(ContextSettings):
                     f"copy them, or make the context with reserve_outputs={n_outputs}"
                 )
         self.unconfirmed = needed
-        self.raw_logits = True
-        self.decodes += 1  # under the GIL: from here on nobody can make a view of the old outputs
-        if self.shadows:
-            for shadow in self.shadows.values():
-                shadow.fill(np.nan)
-            self.shadows.clear()
-        return 0
+        return self._expire()
 
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil:
         return self.compute(&batch, NULL, n_outputs, encode)
@@ -560,9 +570,10 @@ cdef class Context(ContextSettings):
     def set_sampler(self, seq_id, chain):
         """Sample a sequence while it is computed, from the next decode on.
 
-        The first samplers of the chain run on the device, up to one that it has no operations for; the others, and
-        a chain's memory of accepted tokens, run when :meth:`pyllm.core.sampled.Sampled.sample` is called. A clone
-        of the chain is attached: what happens to the given one afterwards changes nothing here.
+        The first samplers of the chain run on the device, up to one that it has no operations for, or none that are
+        right at that place: Greedy, LogitBias and TopK behind a sampler that narrows the choice. The others, and a
+        chain's memory of accepted tokens, run when :meth:`pyllm.core.sampled.Sampled.sample` is called. A clone of
+        the chain is attached: what happens to the given one afterwards changes nothing here.
 
         The raw logits of a sequence with a sampler are not fetched. Where a batch asks for outputs of such sequences
         only, :attr:`logits` raises NoOutputError; else their rows in it hold nothing of use.

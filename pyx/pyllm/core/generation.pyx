@@ -167,6 +167,11 @@ cdef class Generation:
     cdef int ready(self, int32_t n) except -1:
         cdef Context context = self.context
         context.require()
+        if self.seq_id in context.samplers_:
+            raise errors.SamplerError(
+                f"sequence {self.seq_id} has a sampler in the graph of the context, and this text has another one: "
+                f"take the first one away with set_sampler({self.seq_id}, None), or decode and read ctx.sampled"
+            )
         if self.n_past == 0 or (self.prompt_.size() == 0 and self.tokens_.size() == 0):
             raise errors.NoOutputError("there are no logits to sample from: call prefill() first")
         if not self.has_pending and self.decode != context.decodes:

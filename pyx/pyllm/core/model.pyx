@@ -363,7 +363,13 @@ cdef class Model:
         return self
 
     def __exit__(self, *exc_info):
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # The traceback of an exception that passes through can hold a view. That exception is the one to see:
+            # model and contexts are freed when the last view is gone.
+            if not any(exc_info):
+                raise
 
     def __repr__(self):
         if self.ptr == NULL:

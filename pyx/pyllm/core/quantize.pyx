@@ -67,6 +67,11 @@ FTYPES = tuple(NUMBERS)
 # Tensors of these types are copied: ggml cannot turn them into floats.
 cdef frozenset NO_FLOATS = frozenset(("I8", "I16", "I32", "I64", "F64"))
 
+# What ggml can search a grid for. Beyond it the sums of squares overflow, it finds no point, and a worker thread ends
+# the process. Trained weights are below 1000, importances below 1e12.
+cdef double MAX_WEIGHT = 1e8
+cdef double MAX_IMPORTANCE = 1e16
+
 # Formats of intermediate results: ggml has no quantization of weights to them.
 cdef frozenset INTERMEDIATE = frozenset(("Q8_1", "Q8_K"))
 
@@ -123,6 +128,10 @@ cdef class _Parameters:
             array = np.ascontiguousarray(values, np.float32).reshape(-1)
             if not array.size or not np.isfinite(array).all() or array.min() < 0:
                 raise errors.InvalidArgumentError(f"imatrix[{key!r}] must hold finite numbers >= 0, one for a column")
+            if array.max() > MAX_IMPORTANCE:
+                raise errors.InvalidArgumentError(
+                    f"imatrix[{key!r}] holds {array.max():g}; at most {MAX_IMPORTANCE:g} can be computed with: scale it"
+                )
             view = array
             self.keep.append((name, array))
             self.imatrix[i].name = name
@@ -185,7 +194,8 @@ def quantize(
         ModelNotFoundError: There is no such file.
         InvalidArgumentError: An argument is out of range, or output is the input.
         GGUFError: The input is not a model file.
-        QuantizeError: llama.cpp could not do it; ``.log`` holds its own words. No file was written.
+        QuantizeError: A weight is larger than 1e8, for the IQ types, or llama.cpp could not do it; ``.log`` holds
+            its own words. No file was written.
 
     Wraps ``llama_model_quantize``.
 
@@ -226,7 +236,8 @@ def quantize(
     if kv_overrides:
         parameters.overrides = LoadParams(kv_overrides=kv_overrides)
         parameters.c.kv_overrides = parameters.overrides.kv_overrides
-    n_layer = _check_input(source)
+    kinds = [ftype, output_tensor_type, token_embedding_type, *dict(tensor_types or {}).values()]
+    n_layer = _check_input(source, any([str(kind).upper().startswith("IQ") for kind in kinds]))
     layers = [int32(layer, "a layer") for layer in prune_layers]
     if any([not 0 <= layer < n_layer for layer in layers]):
         raise errors.InvalidArgumentError(f"prune_layers must be from 0 to {n_layer - 1}, not {layers}")
@@ -270,12 +281,20 @@ def quantize(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_input(source):
+def _check_input(source, searches_grid):
     """The number of layers; refuses what a worker thread of llama.cpp would die of."""
     with GGUFReader(source) as file:
         arch = file.metadata.get("general.architecture")
         for tensor in file.tensors:
             if tensor.type in NO_FLOATS and tensor.name.endswith(".weight") and "tid2eid" not in tensor.name:
                 raise errors.GGUFError(f"{source!r} is damaged: {tensor.name} is of type {tensor.type}")
+            if searches_grid and tensor.type in ("F32", "BF16", "MXFP4", "NVFP4"):
+                values = file.tensor(tensor.name, dequantize=tensor.type != "F32")
+                peak = max(-float(values.min()), float(values.max())) if values.size else 0.0
+                if peak > MAX_WEIGHT:
+                    raise errors.QuantizeError(
+                        f"{source!r} is damaged: {tensor.name} holds a weight of {peak:g}, and types such as IQ2_XXS "
+                        f"take at most {MAX_WEIGHT:g}"
+                    )
         n_layer = file.metadata.get(f"{arch}.block_count", 0)
         return n_layer if isinstance(n_layer, int) else 0

@@ -15,6 +15,10 @@ from pyllm.core.sampler cimport Chain
 from pyllm.includes cimport llama as lib
 
 
+cdef extern from "sampled.hpp" namespace "pyllm" nogil:
+    lib.llama_sampler * for_device(lib.llama_sampler * source, int32_t n_vocab) except +
+
+
 cdef int attach_sampler(Context context, int32_t seq_id, object chain) except -1:
     cdef Chain copy = None
     cdef lib.llama_sampler * sampler = NULL
@@ -35,6 +39,8 @@ cdef int attach_sampler(Context context, int32_t seq_id, object chain) except -1
                 raise errors.SamplerError("the chain is empty: there is nothing that could run in the context")
             # Nobody else can reach the clone, so llama.cpp has it for itself while it decodes.
             copy = chain.clone()
+            copy.ptr = for_device(copy.ptr, context.n_vocab)
+            copy.kinds = {}
             sampler = copy.ptr
         context.forget_outputs()
         context.require()

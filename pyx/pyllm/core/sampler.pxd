@@ -21,6 +21,7 @@ cdef class Sampler(Resource):
     cdef int finish(self, Sampler root) except -1
     cdef list used_models(self)
     cdef int forget(self) except -1
+    cdef int check_attached(self, Context context, int32_t i) except -1
     # Takes over a new llama_sampler; NULL raises `cls` with `message`.
     cdef int own(self, lib.llama_sampler * ptr, str function, dict params, model=*, cls=*, str message=*) except -1
 

@@ -176,7 +176,8 @@ cdef class Sampler(Resource):
 
         Raises:
             NoOutputError: There are no logits at that index.
-            SamplerError: The chain never selects a token.
+            SamplerError: The chain never selects a token; or the token was chosen on the device, by what
+                ``Context.set_sampler`` attached.
 
         Wraps ``llama_sampler_sample``.
         """
@@ -190,6 +191,8 @@ cdef class Sampler(Resource):
                 context.require()
                 if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, c_i) == NULL:
                     error.fail(errors.NoOutputError, f"there are no logits at index {c_i} of the last batch")
+                if context.n_samplers and lib.llama_get_sampled_token_ith(context.ptr, c_i) != lib.LLAMA_TOKEN_NULL:
+                    self.check_attached(context, c_i)
                 context.sync_shadow()
                 context.in_call = True  # a sampler written in Python must not decode with it, or close it
                 try:
@@ -205,6 +208,15 @@ cdef class Sampler(Resource):
                 self.finish(root)
         finally:
             context.release()
+
+    cdef int check_attached(self, Context context, int32_t i) except -1:
+        # llama.cpp would return the token that is there, whatever this sampler has to say.
+        if not any([self is chain for chain in context.samplers_.values()]):
+            raise errors.SamplerError(
+                f"the token of index {i} was chosen while it was computed, by the sampler of its sequence: read "
+                "ctx.sampled, or take that sampler away with set_sampler(seq_id, None)"
+            )
+        return 0
 
     def apply(self, logits):
         """Apply the sampler to an array of logits, outside any context.

@@ -205,7 +205,27 @@ struct tap {
         });
     }
 
+    // Integers are indices, of experts for example, and ggml does not check all of those that it uses.
+    static void check_indices(const ggml_tensor * t, const float * in) {
+        const ggml_tensor * root = t->view_src != nullptr ? t->view_src : t;
+        if (root->op != GGML_OP_ARGSORT && root->op != GGML_OP_TOP_K) {
+            throw std::runtime_error(std::string("a tensor of integers cannot be changed: ") + t->name);
+        }
+        const int64_t limit = root->src[0]->ne[0];
+        for (int64_t i = 0; i < ggml_nelements(t); ++i) {
+            if (!(in[i] >= 0 && in[i] < (float) limit) || in[i] != (float) (int64_t) in[i]) {
+                throw std::runtime_error(
+                    std::string(t->name) + " holds indices from 0 to " + std::to_string(limit - 1) + ", and a hook made " +
+                    std::to_string(in[i]) + " of one"
+                );
+            }
+        }
+    }
+
     void store(ggml_tensor * t, const float * in) {
+        if (t->type == GGML_TYPE_I8 || t->type == GGML_TYPE_I16 || t->type == GGML_TYPE_I32 || t->type == GGML_TYPE_I64) {
+            check_indices(t, in);
+        }
         if (t->type == GGML_TYPE_F32 && ggml_is_contiguous(t)) {
             ggml_backend_tensor_set(t, in, 0, ggml_nbytes(t));
             return;
