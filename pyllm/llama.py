@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.completion import asynchronous
+from pyllm.completion.cache import PromptCache
+from pyllm.completion.session import CompletionSession
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
-from pyllm.core.generation import Generation
 from pyllm.core.model import Model
-from pyllm.core.sampler import Sampler
-from pyllm.errors import InvalidArgumentError, NoKVSlotError, PyllmError
-from pyllm.params import (
-    ContextParams,
-    ModelParams,
-    SamplingParams,
-    field_names,
-    given,
-    split_arguments,
-    unknown_argument,
-)
-from pyllm.processors.base import LogitsProcessor, as_processors, process, reset
-from pyllm.sampling import build_chain, new_seed
-from pyllm.types import Chunk, Completion, FinishReason, Timings, Usage
+from pyllm.errors import InvalidArgumentError, PyllmError
+from pyllm.params import ContextParams, ModelParams, given, split_arguments
+from pyllm.processors.base import LogitsProcessor
+from pyllm.types import Chunk, Completion
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 DEFAULT_N_CTX = 4096
-_CALL_ARGUMENTS = ("max_tokens", "stop", "logits_processor", "sampler")
 
 
 class StreamOpenError(PyllmError, RuntimeError):
@@ -50,6 +41,8 @@ class Llama:
             of a GGUF file, or a :class:`pyllm.core.model.Model`, which stays open when this is closed.
         n_ctx: Size of the context in tokens. None: the length the model was trained with, at most 4096.
         seed: Seed for every generation that names none. None: a new random one each time.
+        cache_prompt: Whether calls reuse what the KV cache has in common with their prompt; see `cache_prompt` of
+            :meth:`create_completion`.
         **params: Every argument of :class:`pyllm.core.model.Model` and :class:`pyllm.core.context.Context`.
 
     Raises:
@@ -69,11 +62,16 @@ class Llama:
         *,
         n_ctx: int | None = None,
         seed: int | None = None,
+        cache_prompt: bool = True,
         **params: Any,
     ) -> None:
         self._lock = threading.Lock()
+        self._abort_lock = threading.Lock()
         self._stream_thread: int | None = None
+        self._running: CompletionSession | None = None
+        self._signalled = False
         self.seed = seed
+        self.cache_prompt = cache_prompt
         of_model, of_context = split_arguments(params, "Llama()", ModelParams, ContextParams)
         self.model_params, self.context_params = ModelParams(**of_model), ContextParams(n_ctx=n_ctx, **of_context)
         self._owns_model = not isinstance(model, Model)
@@ -94,6 +92,7 @@ class Llama:
                 self.model.close()
             raise
         self.vocab = self.model.vocab
+        self._cache = PromptCache(self.context)
 
     def close(self) -> None:
         """Free the context, and the model if it was loaded here. Closing twice is allowed."""
@@ -105,7 +104,12 @@ class Llama:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        try:
+            self.close()
+        except BufferError:
+            # As of a Context: an exception that passes through is not hidden behind the view in its traceback.
+            if not any(exc_info):
+                raise
 
     def __repr__(self) -> str:
         return f"<Llama {self.model!r}, {self.context!r}>"
@@ -123,55 +127,122 @@ class Llama:
 
     # ---- generation
 
-    def __call__(self, prompt: str | bytes | Tokens, **arguments: Any) -> Completion:
-        """Continue a prompt.
+    @overload
+    def create_completion(
+        self, prompt: str | bytes | Tokens, *, stream: Literal[False] = False, **arguments: Any
+    ) -> Completion: ...
+
+    @overload
+    def create_completion(
+        self, prompt: str | bytes | Tokens, *, stream: Literal[True], **arguments: Any
+    ) -> Iterator[Chunk]: ...
+
+    def create_completion(
+        self, prompt: str | bytes | Tokens, *, stream: bool = False, **arguments: Any
+    ) -> Completion | Iterator[Chunk]:
+        """Continue a prompt. Calling the Llama is the same.
+
+        The same seed gives the same text again, with the same arguments, the same build and the same number of
+        threads, where ``cache_prompt=False`` and the texts of the call are made one after the other. Otherwise
+        batches may have other shapes, whose sums round differently, and a close choice can fall the other way.
 
         Args:
             prompt: Text, in which control tokens such as ``<|im_start|>`` count, or token ids.
-            max_tokens: Stop after so many; None goes on until the model ends the text or the context is full.
+            stream: Give an iterator of chunks instead, as :meth:`stream` does.
+            max_tokens: Stop after so many; None or -1 goes on until the model ends the text or the context is full.
             stop: A stop string, or several; the text ends before the first one that appears.
+            echo: Put the prompt before the text.
+            logprobs: Report the log-probability of each token and of so many of the likeliest ones, by the model's
+                own logits; with `echo` those of the prompt too. 0: of the token alone.
+            n: How many texts. They share the prompt and are computed at once where the context has been made with
+                ``n_seq_max`` of at least so many and has room, and else one after another; with processors and
+                stopping criteria always one after another. Text i uses the seed ``seed + i``.
+            best_of: Generate so many, and give the n with the largest mean log-probability.
+            suffix: Text behind the gap: fill in what belongs between prompt and suffix, with the tokens that the
+                model has for that. Control tokens do not count in either.
             logits_processor: A function ``f(ids, logits)``, or several: ids are all tokens so far, int32, shape
                 (n,), the prompt included, read-only; logits float32, shape (n_vocab,), may be edited in place or
                 returned anew. One that has a method reset() is reset at the start. See :mod:`pyllm.processors`.
+            stopping_criteria: A function ``f(ids, logits)``, or several: the text ends when one returns something
+                true. ids are all tokens so far, the newest included; logits the row it was chosen from, after
+                processors.
             sampler: A sampler to use instead of those the other arguments describe.
+            cache_prompt: Whether to reuse what the KV cache has in common with the prompt. None: as the Llama was made.
             **arguments: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
 
         Returns:
-            Completion: The text and all about it.
+            Completion: The texts and all about them; with ``stream=True`` an iterator of chunks.
 
         Raises:
-            InvalidArgumentError: The prompt is longer than the context, or an argument is out of range.
+            InvalidArgumentError: The prompt is longer than the context, an argument is out of range, or the model
+                has no tokens for filling in.
             UnknownArgumentError: There is no such argument.
             KeyboardInterrupt: Ctrl-C.
         """
-        with _Request(self, prompt, arguments) as request:
-            return request.finish()
+        if stream:
+            return self.stream(prompt, **arguments)
+        with CompletionSession(self, prompt, arguments) as session:
+            return session.finish()
+
+    __call__ = create_completion
 
     def stream(self, prompt: str | bytes | Tokens, **arguments: Any) -> Iterator[Chunk]:
-        """As :meth:`__call__`, piece by piece.
+        """As :meth:`create_completion`, piece by piece.
 
         Returns:
             Iterator[Chunk]: Text as soon as it is final; the last chunk holds finish_reason and the completion.
         """
-        request = _Request(self, prompt, arguments)
+        session = CompletionSession(self, prompt, arguments, streamed=True)
 
         def chunks() -> Iterator[Chunk]:
-            with request:
-                yield from request.chunks()
+            with session:
+                yield from session.chunks()
 
         return chunks()
 
     def generate(self, prompt: str | bytes | Tokens, **arguments: Any) -> Iterator[int]:
-        """As :meth:`__call__`, token id by token id."""
-        request = _Request(self, prompt, arguments)
+        """As :meth:`create_completion`, token id by token id of one text."""
+        session = CompletionSession(self, prompt, arguments, streamed=True)
+        if session.request.n > 1:
+            raise InvalidArgumentError(f"token ids are those of one text: n must be 1, not {session.request.n}")
 
         def tokens() -> Iterator[int]:
-            with request:
-                yield from request.tokens()
+            with session:
+                yield from session.tokens()
 
         return tokens()
 
-    def _acquire(self) -> None:
+    async def acomplete(self, prompt: str | bytes | Tokens, **arguments: Any) -> Completion:
+        """As :meth:`create_completion`, for asyncio. It runs in a thread; a cancelled task aborts it within a step."""
+        return await asynchronous.complete(CompletionSession(self, prompt, arguments))
+
+    def astream(self, prompt: str | bytes | Tokens, **arguments: Any) -> AsyncIterator[Chunk]:
+        """As :meth:`stream`, for ``async for``. It runs in a thread; a cancelled task aborts it within a step."""
+        return asynchronous.stream(CompletionSession(self, prompt, arguments, streamed=True))
+
+    def abort(self) -> None:
+        """End the call that is running, in another thread or as an open stream, while it computes its prompt too.
+
+        It gives what it has, with the finish_reason "abort". Nothing happens when no call is running.
+        """
+        with self._abort_lock:
+            running = self._running
+        if running is not None:
+            running.abort()
+
+    def reset(self) -> None:
+        """Reuse nothing of the KV cache in the next call.
+
+        Decodes of your own on :attr:`context` and changes of its adapters are noticed; only what changes the memory or
+        the weights in other ways is not.
+        """
+        self._acquire(None)
+        try:
+            self._cache.forget()
+        finally:
+            self._release()
+
+    def _acquire(self, session: CompletionSession | None) -> None:
         if self._stream_thread == threading.get_ident():
             raise StreamOpenError(
                 "a stream of this Llama is still open in this thread: read it to its end or close() it first, "
@@ -179,172 +250,36 @@ class Llama:
             )
         self._lock.acquire()
         self._stream_thread = threading.get_ident()
+        with self._abort_lock:
+            self._running = session
+            self._signalled = False
 
     def _release(self) -> None:
-        self._stream_thread = None
-        self._lock.release()
-
-
-class _Request:
-    """One generation: its arguments, checked when it is made, and its state while it runs."""
-
-    def __init__(self, llama: Llama, prompt: str | bytes | Tokens, arguments: dict[str, Any]) -> None:
-        self.llama = llama
-        arguments = dict(arguments)
-        self.max_tokens: int | None = arguments.pop("max_tokens", None)
-        stop: str | Iterable[str] = arguments.pop("stop", None) or ()
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        sampler: Sampler | None = arguments.pop("sampler", None)
-        self.processors = as_processors(arguments.pop("logits_processor", None))
-        known = field_names(SamplingParams)
-        for name in arguments:
-            if name not in known:
-                raise unknown_argument(name, [*known, *_CALL_ARGUMENTS], "a call of Llama")
-        if sampler is not None and arguments:
-            raise InvalidArgumentError(
-                f"a sampler was given, which would leave {', '.join(sorted(arguments))} without effect; "
-                "put such samplers into its chain instead"
-            )
-        params = SamplingParams(**arguments)
-        if self.max_tokens is not None and self.max_tokens < 0:
-            raise InvalidArgumentError(f"max_tokens must be at least 0, or None for no limit, not {self.max_tokens}")
-
-        seed = params.seed if params.seed is not None else llama.seed
-        self.seed = new_seed() if seed is None else seed
-        self.ids = (
-            llama.vocab.tokenize(prompt, add_special=True, parse_special=True)
-            if isinstance(prompt, (str, bytes))
-            else llama.vocab.as_tokens(prompt)
-        )
-        n_ctx = llama.context.n_ctx_seq
-        if len(self.ids) == 0:
-            raise InvalidArgumentError("the prompt is empty, and this model has no token to begin a text with")
-        if len(self.ids) > n_ctx:
-            raise InvalidArgumentError(
-                f"the prompt has {len(self.ids)} tokens and the context holds n_ctx={n_ctx}; "
-                "shorten it, or make the Llama with a larger n_ctx"
-            )
-        self.room = n_ctx - len(self.ids)
-        self.sampler = build_chain(params, llama.vocab, self.seed) if sampler is None else sampler
-        self.penalises = sampler is None and params.penalises
-        self.text: list[str] = []
-        self.prompt_ms = self.generation_ms = 0.0
-
-    def __enter__(self) -> _Request:
-        self.llama._acquire()
+        with self._abort_lock:
+            self._running = None
+            signalled = self._signalled
         try:
-            started = time.perf_counter()
-            reset(self.processors)
-            self._prefill()
-            self.prompt_ms = 1000 * (time.perf_counter() - started)
-        except BaseException:
-            self.llama._release()
-            raise
-        return self
+            if signalled and not self.context.closed:
+                self._take_abort()
+        finally:
+            self._stream_thread = None
+            self._lock.release()
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.llama._release()
+    def _abort(self, session: CompletionSession) -> None:
+        with self._abort_lock:
+            session.aborted = True
+            if self._running is session:
+                self._signalled = True
+                self.context.abort()
 
-    def _prefill(self) -> None:
-        context, model = self.llama.context, self.llama.model
-        context.memory.clear(data=False)
-        self.generation = Generation(context, self.sampler, stop=self.stop)
-        if not model.has_encoder:
-            self.generation.prefill(self.ids, accept=self.penalises)
-            return
-        # Encoder-decoder: the prompt goes through the encoder, the answer begins with a token of its own.
-        context.encode(Batch.from_arrays(self.ids, outputs="all"))
-        start = model.decoder_start_token
-        if start is None:
-            start = self.llama.vocab.bos
-        if start is None:
-            raise InvalidArgumentError("this model does not say with which token its answers begin")
-        self.generation.prefill([start])
-        self.room = context.n_ctx_seq - 1
-
-    @property
-    def limit(self) -> int:
-        """Tokens that can be generated: the last one need not be decoded."""
-        return self.room + 1 if self.max_tokens is None else min(self.max_tokens, self.room + 1)
-
-    def finish(self) -> Completion:
-        """Generate all of it; without a processor in one go, and no Python runs in between."""
-        if self.processors:
-            for _ in self.tokens():
-                pass
-        else:
-            started = time.perf_counter()
-            try:
-                self.generation.run(self.limit)
-            except NoKVSlotError:
-                pass  # the context is full: the text ends here, by length
-            self.generation_ms += 1000 * (time.perf_counter() - started)
-        self.text.append(self.generation.stream.take(all=True))
-        return self._completion()
-
-    def tokens(self) -> Iterator[int]:
-        """One token id after the other."""
-        ids = np.empty(len(self.ids) + self.limit, np.int32) if self.processors else self.ids
-        ids[: len(self.ids)] = self.ids
-        filled = len(self.ids)
-        while self.generation.n_generated < self.limit and self.generation.finish_reason is None:
-            started = time.perf_counter()
-            if self.processors and not self._process(ids, filled):
-                return
-            token = self._step()
-            self.generation_ms += 1000 * (time.perf_counter() - started)
-            if token is None:
-                return
-            if self.processors:
-                ids[filled] = token
-                filled += 1
-            yield token
-
-    def chunks(self) -> Iterator[Chunk]:
-        """Pieces of text as they become final, then the last chunk."""
-        since: list[int] = []
-        for token in self.tokens():
-            since.append(token)
-            text = self.generation.stream.take()
-            if text:
-                self.text.append(text)
-                yield Chunk(text, tuple(since))
-                since = []
-        rest = self.generation.stream.take(all=True)
-        self.text.append(rest)
-        completion = self._completion()
-        yield Chunk(rest, tuple(since), completion.finish_reason, completion)
-
-    def _step(self) -> int | None:
-        try:
-            return self.generation.step()
-        except NoKVSlotError:
-            return None
-
-    def _process(self, ids: NDArray[np.int32], n: int) -> bool:
-        """Let the processors edit the logits after the first n ids; False when the context is full."""
-        try:
-            self.generation.decode_next()
-        except NoKVSlotError:
-            return False
-        so_far = ids[:n]
-        so_far.flags.writeable = False
-        process(self.processors, so_far, self.llama.context.logits[-1])
-        return True
-
-    def _completion(self) -> Completion:
-        generated = self.generation.tokens
-        stopped = self.generation.stream.stopped
-        reason: FinishReason = "stop" if self.generation.finish_reason == "stop" else "length"
-        return Completion(
-            text="".join(self.text),
-            tokens=tuple(generated.tolist()),
-            finish_reason=reason,
-            usage=Usage(len(self.ids), len(generated)),
-            seed=self.seed,
-            stop=str(stopped) if stopped is not None else None,
-            timings=Timings(self.prompt_ms, self.generation_ms, len(generated)),
-        )
+    def _take_abort(self) -> None:
+        """Let an abort that came between two decodes end nobody else's: a decode of one token takes it."""
+        self._cache.forget()
+        memory = self.context.memory
+        memory.clear(data=False)
+        with contextlib.suppress(PyllmError):
+            self.context.decode(Batch.from_arrays([0], outputs="none"))
+        memory.clear(data=False)
 
 
 __all__ = ["Llama", "LogitsProcessor", "StreamOpenError"]

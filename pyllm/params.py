@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,44 +68,166 @@ class ContextParams:
     kv_unified: bool | None = None
 
 
+# llama.cpp's own names of samplers, in the order in which its programs apply them.
+SAMPLER_ORDER = (
+    "penalties",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typ_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+)
+# Those that can be asked for besides.
+_OTHER_SAMPLERS = ("infill", "adaptive_p")
+# Fields by the sampler that reads them: they have no effect where it is left out.
+_FIELDS_OF = {
+    "penalties": ("repeat_penalty", "frequency_penalty", "presence_penalty"),
+    "dry": ("dry_multiplier",),
+    "top_n_sigma": ("top_n_sigma",),
+    "top_k": ("top_k",),
+    "typ_p": ("typical_p",),
+    "top_p": ("top_p",),
+    "min_p": ("min_p",),
+    "xtc": ("xtc_probability",),
+    "temperature": ("temperature", "dynatemp_range"),
+    "adaptive_p": ("adaptive_target",),
+}
+_MAX_LAST_N = 2**20
+# Smallest and largest value of each number; the types say whether it must be an integer.
+_RANGES: dict[str, tuple[type, float, float]] = {
+    "temperature": (float, 0, 1e30),
+    "dynatemp_range": (float, 0, 1e30),
+    "dynatemp_exponent": (float, -1e30, 1e30),
+    "top_k": (int, -1, 2**31 - 1),
+    "top_p": (float, 0, 1),
+    "min_p": (float, 0, 1),
+    "typical_p": (float, 0, 1),
+    "top_n_sigma": (float, -1e30, 1e30),
+    "xtc_probability": (float, 0, 1),
+    "xtc_threshold": (float, 0, 1),
+    "min_keep": (int, 0, 2**31 - 1),
+    "repeat_penalty": (float, 1e-30, 1e30),
+    "frequency_penalty": (float, -1e30, 1e30),
+    "presence_penalty": (float, -1e30, 1e30),
+    "repeat_last_n": (int, 0, _MAX_LAST_N),
+    "dry_multiplier": (float, 0, 1e30),
+    "dry_base": (float, 0, 1e30),
+    "dry_allowed_length": (int, 0, 2**31 - 1),
+    "dry_penalty_last_n": (int, 0, _MAX_LAST_N),
+    "mirostat": (int, 0, 2),
+    "mirostat_tau": (float, 0, 1e30),
+    "mirostat_eta": (float, 0, 1e30),
+    "adaptive_target": (float, -1e30, 1),
+    "adaptive_decay": (float, 0, 0.99),
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen; the defaults are those of llama.cpp's own programs.
 
     Attributes:
         temperature: Divides the logits; 0 takes the most likely token each time.
-        top_k: Keep the k most likely tokens; 0 keeps all.
+        dynatemp_range: The temperature varies by so much around `temperature`, with the entropy; 0 is off.
+        dynatemp_exponent: How the entropy becomes a temperature.
+        top_k: Keep the k most likely tokens; 0 or -1 keeps all.
         top_p: Keep the most likely tokens that sum up to this probability; 1 keeps all.
         min_p: Keep tokens at least so likely, relative to the most likely one; 0 keeps all.
         typical_p: Locally typical sampling; 1 is off.
+        top_n_sigma: Keep tokens within so many standard deviations of the largest logit; 0 or less is off.
+        xtc_probability: How often the most likely choices are excluded; 0 is off.
+        xtc_threshold: All tokens at least so likely are excluded then, but for the last; above 0.5 is off.
+        min_keep: Tokens that top_p, min_p, typical_p and XTC leave at least.
         repeat_penalty: Divides the logits of tokens among the last ones; 1 is off.
         frequency_penalty: Subtracted for each occurrence; 0 is off.
         presence_penalty: Subtracted once for a token that occurred; 0 is off.
         repeat_last_n: How many tokens back the penalties look, the prompt included.
-        logit_bias: Added to the logits of tokens, by id; ``-inf`` forbids one.
+        dry_multiplier: Strength of DRY, a penalty on tokens that would prolong a repetition; 0 is off.
+        dry_base: The penalty grows by this factor with each repeated token.
+        dry_allowed_length: Repetitions up to this length are free.
+        dry_penalty_last_n: How many tokens back DRY looks, the prompt included.
+        dry_sequence_breakers: Texts at which a repetition ends.
+        mirostat: 1 or 2: mirostat of that version, which uses `temperature` and leaves out all other samplers but
+            logit_bias and grammar. 0 is off.
+        mirostat_tau: The surprise that mirostat aims at.
+        mirostat_eta: How fast it learns.
+        adaptive_target: Prefer tokens near this probability, adapting over time; below 0 is off.
+        adaptive_decay: How slowly that adapts, up to 0.99.
+        logit_bias: Added to the logits of tokens, by id or by a text that is one token; ``-inf`` forbids one.
         grammar: A GBNF grammar that the text must follow.
+        samplers: The samplers to apply, in this order, by llama.cpp's names: those of :data:`SAMPLER_ORDER`,
+            "infill" and "adaptive_p". None: :data:`SAMPLER_ORDER`.
         seed: None takes a random one.
+
+    Raises:
+        InvalidArgumentError: A value is out of its range, or would have no effect with these `samplers`.
     """
 
     temperature: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
     typical_p: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    min_keep: int = 0
     repeat_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repeat_last_n: int = 64
-    logit_bias: Mapping[int, float] | None = None
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64
+    dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    logit_bias: Mapping[int | str, float] | None = None
     grammar: str | None = None
+    samplers: Sequence[str] | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise InvalidArgumentError(f"temperature must be a number >= 0, not {self.temperature}")
-        for name in ("top_p", "min_p", "typical_p"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InvalidArgumentError(f"{name} must be from 0 to 1, not {getattr(self, name)}")
+        for name, (kind, low, high) in _RANGES.items():
+            _check_number(name, getattr(self, name), kind, low, high)
+        if isinstance(self.dry_sequence_breakers, str) or not all(
+            isinstance(text, str) and text for text in self.dry_sequence_breakers
+        ):
+            raise InvalidArgumentError(
+                f"dry_sequence_breakers must be a list of texts, not {self.dry_sequence_breakers!r}"
+            )
+        if self.seed is not None:
+            _check_number("seed", self.seed, int, 0, 2**32 - 2)
+        if self.samplers is not None:
+            self._check_samplers(self.samplers)
+
+    def _check_samplers(self, names: Sequence[str]) -> None:
+        known = (*SAMPLER_ORDER, *_OTHER_SAMPLERS)
+        if isinstance(names, str):
+            raise InvalidArgumentError(f"samplers must be a list of names, not the text {names!r}")
+        for name in names:
+            if name not in known:
+                raise InvalidArgumentError(f"there is no sampler {name!r}; there are {', '.join(known)}")
+        if len(set(names)) < len(names):
+            raise InvalidArgumentError(f"samplers must name each sampler once, not {list(names)}")
+        if self.mirostat:
+            return
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for sampler, fields in _FIELDS_OF.items():
+            for name in fields:
+                if sampler not in names and getattr(self, name) != defaults[name]:
+                    raise InvalidArgumentError(
+                        f"{name}={getattr(self, name)} would have no effect: {sampler!r} is not in samplers"
+                    )
 
     @property
     def penalises(self) -> bool:
@@ -113,6 +235,17 @@ class SamplingParams:
         return self.repeat_last_n != 0 and (
             self.repeat_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
         )
+
+
+def _check_number(name: str, value: object, kind: type, low: float, high: float) -> None:
+    accepted = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+    if not accepted or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+        what = "an integer" if kind is int else "a number"
+        if high >= 1e30 or high == 2**31 - 1:
+            limits = "" if low <= -1e30 else " > 0" if low == 1e-30 else f" >= {low}"
+        else:
+            limits = f" of at most {high}" if low <= -1e30 else f" from {low} to {high}"
+        raise InvalidArgumentError(f"{name} must be {what}{limits}, not {value!r}")
 
 
 def field_names(*classes: type) -> list[str]:

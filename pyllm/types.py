@@ -1,24 +1,41 @@
-"""What a generation gives back: plain, frozen dataclasses."""
+"""What a generation gives back: frozen dataclasses, which are mappings in the shape of OpenAI's API too."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens that a request took."""
+    """Tokens that a request took.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        completion_tokens: Tokens generated, all texts together.
+        cached_tokens: How many of the prompt's were in the KV cache already, and were not computed again.
+    """
 
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:
         """Prompt and completion together."""
         return self.prompt_tokens + self.completion_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API."""
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,48 +53,195 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """A finished generation.
+class Logprobs:
+    """Log-probabilities of tokens, by the model's own logits: no processor or sampler has changed them.
+
+    The lists are equally long, with one item for each token.
 
     Attributes:
-        text: The generated text, without stop string.
-        tokens: Its token ids, in order. A token that ended the text is not among them.
-        finish_reason: "stop": the model ended the text, or a stop string was found. "length": max_tokens were
-            generated, or the context is full.
+        tokens: Texts of the tokens. One that is no text by itself is ``bytes:`` and its bytes in hexadecimal.
+        text_offset: Where each begins in the text of its choice, in characters.
+        token_logprobs: Natural logarithms; None for the first token of a prompt, which nothing predicts.
+        top_logprobs: The likeliest tokens with their log-probabilities, and the token itself.
+    """
+
+    tokens: tuple[str, ...]
+    text_offset: tuple[int, ...]
+    token_logprobs: tuple[float | None, ...]
+    top_logprobs: tuple[dict[str, float] | None, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API."""
+        return {
+            "tokens": list(self.tokens),
+            "text_offset": list(self.text_offset),
+            "token_logprobs": list(self.token_logprobs),
+            "top_logprobs": [None if top is None else dict(top) for top in self.top_logprobs],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the texts of a completion.
+
+    Attributes:
+        text: The generated text, without stop string; with ``echo`` the prompt stands before it.
+        tokens: The generated ids, in order. A token that ended the text is not among them.
+        finish_reason: "stop": the model ended the text, a stop string was found, or a stopping criterion was met.
+            "length": max_tokens were generated, or the context is full. "abort": somebody aborted it.
+        seed: The seed that was used; see :meth:`pyllm.Llama.create_completion` for what it promises.
+        index: Its place among the choices.
         stop: The stop string that was found, or None.
-        seed: The seed that was used; the same one with the same parameters gives the same text again.
-        usage: Counts of tokens.
-        timings: Durations.
+        logprobs: Where they were asked for.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason
-    usage: Usage
     seed: int
+    index: int = 0
     stop: str | None = None
+    logprobs: Logprobs | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API."""
+        return _choice(self.text, self.index, self.logprobs, self.finish_reason)
+
+
+@dataclass(frozen=True)
+class Completion(Mapping[str, Any]):
+    """A finished generation.
+
+    It is a mapping in the shape of OpenAI's API too: ``completion["choices"][0]["text"]``, and ``dict(completion)``
+    is made of plain lists, dicts, texts and numbers. What belongs to one text is here that of the first choice.
+
+    Attributes:
+        choices: The texts.
+        usage: Counts of tokens.
+        timings: Durations.
+        model: Name of the model's file.
+        id: A name that no other completion has.
+        created: When it was asked for, in seconds since 1970.
+    """
+
+    choices: tuple[Choice, ...]
+    usage: Usage
     timings: Timings = field(default=Timings(0.0, 0.0, 0), compare=False)
+    model: str = field(default="", compare=False)
+    id: str = field(default="", compare=False)
+    created: int = field(default=0, compare=False)
+
+    @property
+    def text(self) -> str:
+        """See :class:`Choice`."""
+        return self.choices[0].text
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """See :class:`Choice`."""
+        return self.choices[0].tokens
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """See :class:`Choice`."""
+        return self.choices[0].finish_reason
+
+    @property
+    def seed(self) -> int:
+        """See :class:`Choice`."""
+        return self.choices[0].seed
+
+    @property
+    def stop(self) -> str | None:
+        """See :class:`Choice`."""
+        return self.choices[0].stop
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """See :class:`Choice`."""
+        return self.choices[0].logprobs
 
     def __str__(self) -> str:
         return self.text
 
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API."""
+        return {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [choice.to_dict() for choice in self.choices],
+            "usage": self.usage.to_dict(),
+        }
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A piece of a stream.
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
+@dataclass(frozen=True)
+class Chunk(Mapping[str, Any]):
+    """A piece of a stream; a mapping in the shape of OpenAI's API too.
 
     Attributes:
         text: Text that has become final: whole characters, and no part of a stop string. It may stem from
             several tokens.
-        tokens: The ids generated since the last chunk.
-        finish_reason: None, and in the last chunk "stop" or "length".
-        completion: In the last chunk the whole of it, else None.
+        tokens: The ids generated since the last chunk of this choice.
+        finish_reason: None, and in the last chunk of a choice why it ended.
+        completion: In the last chunk of all the whole of it, else None.
+        index: Which choice it belongs to.
+        logprobs: Those of the tokens, where they were asked for.
+        model: Name of the model's file.
+        id: That of the completion.
+        created: When it was asked for, in seconds since 1970.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: FinishReason | None = None
     completion: Completion | None = None
+    index: int = 0
+    logprobs: Logprobs | None = None
+    model: str = field(default="", compare=False)
+    id: str = field(default="", compare=False)
+    created: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API; the last chunk has the usage too."""
+        result = {
+            "id": self.id,
+            "object": "text_completion",
+            "created": self.created,
+            "model": self.model,
+            "choices": [_choice(self.text, self.index, self.logprobs, self.finish_reason)],
+        }
+        if self.completion is not None:
+            result["usage"] = self.completion.usage.to_dict()
+        return result
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
+def _choice(text: str, index: int, logprobs: Logprobs | None, finish_reason: FinishReason | None) -> dict[str, Any]:
+    return {
+        "text": text,
+        "index": index,
+        "logprobs": None if logprobs is None else logprobs.to_dict(),
+        "finish_reason": finish_reason,
+    }

@@ -138,7 +138,7 @@ class TestLimits:
         completion = llm(PROMPT, max_tokens=0)
         assert completion.text == "" and completion.finish_reason == "length"
         with pytest.raises(errors.InvalidArgumentError, match="max_tokens"):
-            llm(PROMPT, max_tokens=-1)
+            llm(PROMPT, max_tokens=-2)
 
     def test_empty_prompt(self, llm):
         with pytest.raises(errors.InvalidArgumentError, match="empty"):

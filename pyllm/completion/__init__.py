@@ -1,0 +1,1 @@
+"""Text completion: what :class:`pyllm.Llama` does when it is called."""

@@ -1,0 +1,172 @@
+"""The arguments of a completion, checked before anything is computed."""
+
+from __future__ import annotations
+
+import numbers
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.completion.infill import infill_prompt
+from pyllm.core.sampler import Chain, Sampler
+from pyllm.errors import InvalidArgumentError
+from pyllm.params import SamplingParams, field_names, unknown_argument
+from pyllm.processors.base import as_processors
+from pyllm.sampling import build_chain, new_seed
+
+if TYPE_CHECKING:
+    from pyllm.llama import Llama, Tokens
+
+StoppingCriterion = Callable[[NDArray[np.int32], NDArray[np.float32]], object]
+
+_N_SEEDS = 2**32 - 1
+_DEFAULTS: dict[str, Any] = {
+    "max_tokens": None,
+    "stop": None,
+    "echo": False,
+    "logprobs": None,
+    "n": 1,
+    "best_of": None,
+    "suffix": None,
+    "logits_processor": None,
+    "stopping_criteria": None,
+    "sampler": None,
+    "cache_prompt": None,
+}
+
+
+class CompletionRequest:
+    """What a call asks for.
+
+    Args:
+        llama: Whom it asks.
+        prompt: Text or token ids.
+        arguments: See :meth:`pyllm.Llama.create_completion`.
+
+    Raises:
+        InvalidArgumentError: The prompt does not fit the context, or an argument is out of range.
+        UnknownArgumentError: There is no such argument.
+    """
+
+    def __init__(self, llama: Llama, prompt: str | bytes | Tokens, arguments: dict[str, Any]) -> None:
+        known = field_names(SamplingParams)
+        for name in arguments:
+            if name not in known and name not in _DEFAULTS:
+                raise unknown_argument(name, [*known, *_DEFAULTS, "stream"], "a call of Llama")
+        sampling = {name: value for name, value in arguments.items() if name in known}
+        own = {**_DEFAULTS, **{name: value for name, value in arguments.items() if name in _DEFAULTS}}
+
+        self.sampler: Sampler | None = own["sampler"]
+        if self.sampler is not None and sampling:
+            raise InvalidArgumentError(
+                f"a sampler was given, which would leave {', '.join(sorted(sampling))} without effect; "
+                "put such samplers into its chain instead"
+            )
+        self.vocab = llama.vocab
+        self.params = SamplingParams(**sampling)
+        seed = self.params.seed if self.params.seed is not None else llama.seed
+        self.seed = new_seed() if seed is None else seed
+        self.max_tokens = _max_tokens(own["max_tokens"])
+        stop: str | Iterable[str] = own["stop"] or ()
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.echo = bool(own["echo"])
+        self.processors = as_processors(own["logits_processor"])
+        self.stopping_criteria = _criteria(own["stopping_criteria"])
+        self.cache_prompt = llama.cache_prompt if own["cache_prompt"] is None else bool(own["cache_prompt"])
+        self.logprobs: int | None = own["logprobs"]
+        if self.logprobs is not None:
+            _check_count("logprobs", self.logprobs, 0, len(llama.vocab))
+        self.n: int = _check_count("n", own["n"], 1, None)
+        self.best_of: int = self.n if own["best_of"] is None else _check_count("best_of", own["best_of"], self.n, None)
+        if self.best_of > 1 and self.sampler is not None:
+            raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
+
+        self.ids = _prompt_ids(llama, prompt, own["suffix"])
+        self.room = _room(llama, len(self.ids))
+        self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
+        self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
+        self.id = f"cmpl-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.model = os.path.basename(llama.model.path)
+
+    @property
+    def limit(self) -> int:
+        """Tokens that can be generated: the last one need not be decoded."""
+        return self.room + 1 if self.max_tokens is None else min(self.max_tokens, self.room + 1)
+
+    @property
+    def records(self) -> int | None:
+        """How many of the likeliest tokens to note beside each; None: nothing is noted."""
+        if self.logprobs is None and self.best_of > self.n:
+            return 0
+        return self.logprobs
+
+    def seed_of(self, index: int) -> int:
+        """The seed of one of the texts."""
+        return (self.seed + index) % _N_SEEDS
+
+    def chain(self, index: int) -> Chain:
+        """The samplers of one of the texts."""
+        return build_chain(self.params, self.vocab, self.seed_of(index))
+
+
+def _max_tokens(value: int | None) -> int | None:
+    if value is None or value == -1:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
+        raise InvalidArgumentError(f"max_tokens must be at least 0, or None or -1 for no limit, not {value!r}")
+    return int(value)
+
+
+def _check_count(name: str, value: Any, low: int, high: int | None) -> int:
+    accepted = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not accepted or value < low or (high is not None and value > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}")
+    return int(value)
+
+
+def _criteria(value: Any) -> list[StoppingCriterion]:
+    criteria = [] if value is None else [value] if callable(value) else list(value)
+    for criterion in criteria:
+        if not callable(criterion):
+            raise InvalidArgumentError(f"a stopping criterion must be callable, not {criterion!r}")
+    return criteria
+
+
+def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any) -> NDArray[np.int32]:
+    if suffix is not None:
+        if not isinstance(prompt, (str, bytes)) or not isinstance(suffix, (str, bytes)):
+            raise InvalidArgumentError("with a suffix, prompt and suffix must be texts")
+        ids = infill_prompt(llama.vocab, prompt, suffix)
+    elif isinstance(prompt, (str, bytes)):
+        ids = llama.vocab.tokenize(prompt, add_special=True, parse_special=True)
+    else:
+        ids = llama.vocab.as_tokens(prompt)
+    if len(ids) == 0:
+        raise InvalidArgumentError("the prompt is empty, and this model has no token to begin a text with")
+    return ids
+
+
+def _room(llama: Llama, n_prompt: int) -> int:
+    n_ctx = llama.context.n_ctx_seq
+    if n_prompt > n_ctx:
+        raise InvalidArgumentError(
+            f"the prompt has {n_prompt} tokens and the context holds n_ctx={n_ctx}; "
+            "shorten it, or make the Llama with a larger n_ctx"
+        )
+    # An encoder-decoder's answer begins with a token of its own.
+    return n_ctx - 1 if llama.model.has_encoder else n_ctx - n_prompt
+
+
+def _prompt_text(llama: Llama, prompt: Any, ids: NDArray[np.int32]) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, bytes):
+        return prompt.decode("utf-8", "replace")
+    return llama.detokenize(ids)

@@ -1,0 +1,126 @@
+"""A completion from the moment the Llama is held for it until it is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pyllm.completion.parallel import ParallelRun
+from pyllm.completion.pieces import Finished, Piece
+from pyllm.completion.request import CompletionRequest
+from pyllm.completion.single import SingleRun
+from pyllm.errors import InvalidArgumentError
+from pyllm.types import Chunk, Completion, Timings, Usage
+
+if TYPE_CHECKING:
+    from pyllm.llama import Llama, Tokens
+
+
+class CompletionSession:
+    """One call of a Llama. ``with`` it the Llama is held.
+
+    Args:
+        llama: The Llama.
+        prompt: Text or token ids.
+        arguments: See :meth:`pyllm.Llama.create_completion`.
+        streamed: Whether it is read piece by piece.
+    """
+
+    def __init__(
+        self, llama: Llama, prompt: str | bytes | Tokens, arguments: dict[str, Any], *, streamed: bool = False
+    ) -> None:
+        self.llama = llama
+        self.request = CompletionRequest(llama, prompt, arguments)
+        if streamed and self.request.best_of > self.request.n:
+            raise InvalidArgumentError(
+                f"best_of={self.request.best_of} with n={self.request.n} chooses when all texts are complete; "
+                "it cannot be streamed"
+            )
+        self.aborted = False
+        self.runs: list[SingleRun] = []
+        self.parallel: ParallelRun | None = None
+
+    def __enter__(self) -> CompletionSession:
+        self.llama._acquire(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            if self.runs and not self.runs[-1].results:
+                self.runs[-1].remember()
+        finally:
+            self.llama._release()
+
+    def abort(self) -> None:
+        """End it as soon as possible; takes no lock that is held for long."""
+        self.llama._abort(self)
+
+    def finish(self) -> Completion:
+        """Generate all of it."""
+        if ParallelRun.suits(self):
+            self.parallel = ParallelRun(self)
+            return self._completion(self.parallel.finish())
+        return self._completion([run.finish() for run in self._single_runs()])
+
+    def tokens(self) -> Iterator[int]:
+        """The ids of the first text's tokens, one after the other."""
+        self.runs.append(SingleRun(self))
+        yield from self.runs[0].tokens()
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Pieces of the texts as they become final; the last chunk has the completion."""
+        request = self.request
+        open_choices = request.n
+        for piece in self._pieces():
+            completion = None
+            if piece.finish_reason is not None:
+                open_choices -= 1
+                if open_choices == 0:
+                    completion = self._completion(self._finished())
+            yield Chunk(
+                text=piece.text,
+                tokens=piece.tokens,
+                finish_reason=piece.finish_reason,
+                completion=completion,
+                index=piece.index,
+                logprobs=piece.logprobs,
+                model=request.model,
+                id=request.id,
+                created=request.created,
+            )
+
+    def _single_runs(self) -> Iterator[SingleRun]:
+        for index in range(self.request.best_of):
+            self.runs.append(SingleRun(self, index))
+            yield self.runs[-1]
+
+    def _pieces(self) -> Iterator[Piece]:
+        if ParallelRun.suits(self):
+            self.parallel = ParallelRun(self)
+            yield from self.parallel.pieces()
+            return
+        for run in self._single_runs():
+            yield from run.pieces()
+
+    def _finished(self) -> list[Finished]:
+        parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
+        return [one for part in parts for one in part.results]
+
+    def _completion(self, finished: list[Finished]) -> Completion:
+        request = self.request
+        n_generated = sum(len(one.choice.tokens) for one in finished)
+        best = finished
+        if len(finished) > request.n:
+            best = sorted(finished, key=lambda one: -one.mean_logprob)[: request.n]
+        parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
+        return Completion(
+            choices=tuple(replace(one.choice, index=i) for i, one in enumerate(best)),
+            usage=Usage(len(request.ids), n_generated, parts[0].cached),
+            timings=Timings(
+                sum(part.prompt_ms for part in parts), sum(part.generation_ms for part in parts), n_generated
+            ),
+            model=request.model,
+            id=request.id,
+            created=request.created,
+        )

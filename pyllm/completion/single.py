@@ -1,0 +1,242 @@
+"""One text after a prompt, in sequence 0 of the context."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.completion.logprobs import Recorder, score_prompt
+from pyllm.completion.pieces import Finished, Piece
+from pyllm.core.batch import Batch
+from pyllm.core.generation import Generation
+from pyllm.core.sampler import Sampler
+from pyllm.errors import DecodeAborted, InvalidArgumentError, NoKVSlotError
+from pyllm.processors.base import process, reset
+from pyllm.sampling import accept_prompt
+from pyllm.types import Choice, FinishReason, Logprobs
+
+if TYPE_CHECKING:
+    from pyllm.completion.session import CompletionSession
+
+
+class SingleRun:
+    """Generates one text.
+
+    Args:
+        session: The request, the Llama that is held for it, and whether it was aborted.
+        index: Which of the texts.
+    """
+
+    def __init__(self, session: CompletionSession, index: int = 0) -> None:
+        request = session.request
+        self.session, self.request, self.llama, self.index = session, request, session.llama, index
+        self.chain = request.first_chain if index == 0 else request.chain(index)
+        self.recorder = None if request.records is None else Recorder(self.llama.vocab, request.records)
+        self.text = [request.prompt_text]
+        self.cached = 0
+        self.prompt_ms = self.generation_ms = 0.0
+        self.ended: FinishReason | None = None
+        self.generation: Generation | None = None
+        self.results: list[Finished] = []
+
+    # ---- the prompt
+
+    def _start(self) -> Generation | None:
+        """Compute the prompt; None when it was aborted."""
+        started = time.perf_counter()
+        reset(self.request.processors)
+        try:
+            if self.session.aborted:
+                raise DecodeAborted("aborted before it began")
+            self.generation = self._encoded() if self.llama.model.has_encoder else self._prefilled()
+        except DecodeAborted:
+            if not self.session.aborted:
+                raise
+            self.ended = "abort"
+            return None
+        finally:
+            self.prompt_ms = 1000 * (time.perf_counter() - started)
+        if self.chain is not None:
+            accept_prompt(self.chain, self.request.ids)
+        return self.generation
+
+    def _prefilled(self) -> Generation:
+        llama, request = self.llama, self.request
+        cache, ids = llama._cache, request.ids
+        scores_prompt = request.echo and self.recorder is not None
+        if scores_prompt or not request.cache_prompt:
+            cache.forget()
+        self.cached = cache.reuse(ids)
+        start = self.cached
+        if scores_prompt and self.recorder is not None:
+            score_prompt(llama.context, ids, self.recorder)
+            self.recorder.end_prompt(len(request.prompt_text))
+            start = len(ids) - 1
+        generation = Generation(llama.context, self._sampler(), stop=request.stop)
+        generation.prefill(ids[start:])
+        return generation
+
+    def _encoded(self) -> Generation:
+        # The prompt goes through the encoder, the answer begins with a token of its own.
+        context, model = self.llama.context, self.llama.model
+        context.memory.clear(data=False)
+        generation = Generation(context, self._sampler(), stop=self.request.stop)
+        context.encode(Batch.from_arrays(self.request.ids, outputs="all"))
+        start = model.decoder_start_token
+        if start is None:
+            start = self.llama.vocab.bos
+        if start is None:
+            raise InvalidArgumentError("this model does not say with which token its answers begin")
+        generation.prefill([start])
+        return generation
+
+    def _sampler(self) -> Sampler:
+        sampler = self.request.sampler if self.chain is None else self.chain
+        assert sampler is not None
+        return sampler
+
+    # ---- the text
+
+    def finish(self) -> Finished:
+        """Generate all of it; where nobody looks at the tokens in one go, and no Python runs in between."""
+        request = self.request
+        if request.processors or request.stopping_criteria or self.recorder is not None:
+            for _ in self.tokens():
+                pass
+        else:
+            generation = self._start()
+            if generation is not None:
+                self._run(generation)
+        return self.finished()
+
+    def _run(self, generation: Generation) -> None:
+        started = time.perf_counter()
+        try:
+            generation.run(self.request.limit)
+        except NoKVSlotError:
+            pass  # the context is full: the text ends here, by length
+        except DecodeAborted:
+            if not self.session.aborted:
+                raise
+        self.generation_ms += 1000 * (time.perf_counter() - started)
+        if self.session.aborted and generation.n_generated < self.request.limit:
+            self.ended = "abort"
+
+    def tokens(self) -> Iterator[int]:
+        """One token id after the other."""
+        generation = self._start()
+        if generation is None:
+            return
+        request, limit = self.request, self.request.limit
+        watched = bool(request.processors or request.stopping_criteria)
+        ids = request.ids
+        if watched:
+            ids = np.concatenate([ids, np.zeros(limit, np.int32)])
+        filled = len(request.ids)
+        while generation.n_generated < limit and generation.finish_reason is None and self.ended is None:
+            if self.session.aborted:
+                self.ended = "abort"
+                return
+            started = time.perf_counter()
+            token = self._step(generation, ids[: filled + 1])
+            self.generation_ms += 1000 * (time.perf_counter() - started)
+            if token is None:
+                return
+            filled += 1
+            yield token
+
+    def _step(self, generation: Generation, ids: NDArray[np.int32]) -> int | None:
+        """Generate one token; None when there is no more. Its id is written behind the others in `ids`."""
+        request, raw, row = self.request, None, None
+        watched = bool(request.processors or request.stopping_criteria)
+        try:
+            if watched or self.recorder is not None:
+                generation.decode_next()
+                row = self.llama.context.logits[-1]
+                # What the model said is reported, not what processors make of it.
+                raw = row.copy() if self.recorder is not None and request.processors else row
+            if request.processors:
+                process(request.processors, _read_only(ids[:-1]), row)  # type: ignore[arg-type]
+            token = generation.step()
+        except NoKVSlotError:
+            return None
+        except DecodeAborted:
+            if not self.session.aborted:
+                raise
+            self.ended = "abort"
+            return None
+        if token is None:
+            return None
+        if self.recorder is not None:
+            self.recorder.add(token, raw)
+        if watched:
+            ids[-1] = token
+        if request.stopping_criteria:
+            seen = _read_only(ids)
+            if any(bool(criterion(seen, row)) for criterion in request.stopping_criteria):  # type: ignore[arg-type]
+                self.ended = "stop"
+        return token
+
+    def pieces(self) -> Iterator[Piece]:
+        """Pieces of the text as they become final; the last has the reason of the end."""
+        since: list[int] = []
+        if self.text[0]:
+            yield Piece(self.index, self.text[0], ())
+        for token in self.tokens():
+            since.append(token)
+            text = self.generation.stream.take() if self.generation is not None else ""
+            if text:
+                self.text.append(text)
+                yield Piece(self.index, text, tuple(since), None, self._take())
+                since = []
+        before = len(self.text)
+        choice = self.finished().choice
+        rest = "".join(self.text[before:])
+        yield Piece(self.index, rest, tuple(since), choice.finish_reason, self._take())
+
+    def _take(self) -> Logprobs | None:
+        return self.recorder.take() if self.recorder is not None and self.request.logprobs is not None else None
+
+    def remember(self) -> None:
+        """Note what is in the KV cache now; also where the text was left before its end."""
+        if self.generation is not None and not self.llama.model.has_encoder:
+            self.llama._cache.remember(np.concatenate([self.request.ids, self.generation.tokens]))
+
+    def finished(self) -> Finished:
+        """The text, when it is complete."""
+        generation, request = self.generation, self.request
+        generated = np.empty(0, np.int32)
+        reason: FinishReason = self.ended or "length"
+        stopped = None
+        if generation is not None:
+            self.text.append(generation.stream.take(all=True))
+            generated = generation.tokens
+            stopped = generation.stream.stopped
+            if generation.finish_reason == "stop":
+                reason = "stop"
+            self.remember()
+        text = "".join(self.text)
+        if self.recorder is not None and stopped is not None:
+            self.recorder.cut(len(text))
+        recorder = self.recorder
+        choice = Choice(
+            text=text,
+            tokens=tuple(generated.tolist()),
+            finish_reason=reason,
+            seed=request.seed_of(self.index),
+            index=self.index,
+            stop=str(stopped) if stopped is not None else None,
+            logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
+        )
+        self.results = [Finished(choice, 0.0 if recorder is None else recorder.mean)]
+        return self.results[0]
+
+
+def _read_only(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    view = ids.view()
+    view.flags.writeable = False
+    return view
