@@ -62,7 +62,7 @@ class Llama:
         *,
         n_ctx: int | None = None,
         seed: int | None = None,
-        cache_prompt: bool = True,
+        cache_prompt: bool | None = None,
         **params: Any,
     ) -> None:
         self._lock = threading.Lock()
@@ -143,8 +143,8 @@ class Llama:
         """Continue a prompt. Calling the Llama is the same.
 
         The same seed gives the same text again, with the same arguments, the same build and the same number of
-        threads, where ``cache_prompt=False`` and the texts of the call are made one after the other. Otherwise
-        batches may have other shapes, whose sums round differently, and a close choice can fall the other way.
+        threads, unless ``cache_prompt=True`` or several texts are made at once: then batches may have other shapes,
+        whose sums round differently, and a close choice can fall the other way.
 
         Args:
             prompt: Text, in which control tokens such as ``<|im_start|>`` count, or token ids.
@@ -167,7 +167,8 @@ class Llama:
                 true. ids are all tokens so far, the newest included; logits the row it was chosen from, after
                 processors.
             sampler: A sampler to use instead of those the other arguments describe.
-            cache_prompt: Whether to reuse what the KV cache has in common with the prompt. None: as the Llama was made.
+            cache_prompt: Whether to reuse what the KV cache has in common with the prompt. None: as the Llama was
+                made; and where that says None too, only for texts that are random anyway, without a seed.
             **arguments: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
 
         Returns:

@@ -77,7 +77,10 @@ class CompletionRequest:
         self.echo = bool(own["echo"])
         self.processors = as_processors(own["logits_processor"])
         self.stopping_criteria = _criteria(own["stopping_criteria"])
-        self.cache_prompt = llama.cache_prompt if own["cache_prompt"] is None else bool(own["cache_prompt"])
+        # Prompts that are computed in other portions are rounded otherwise: by default nobody must be able to tell.
+        repeatable = seed is not None or self.params.temperature == 0 or self.sampler is not None
+        wanted: bool | None = llama.cache_prompt if own["cache_prompt"] is None else own["cache_prompt"]
+        self.cache_prompt = not repeatable if wanted is None else bool(wanted)
         self.logprobs: int | None = own["logprobs"]
         if self.logprobs is not None:
             _check_count("logprobs", self.logprobs, 0, len(llama.vocab))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pyllm import Batch, Llama, Model
+from pyllm import Batch, Chain, Llama, Model
+from pyllm.core.samplers import Greedy
 from pyllm.llama import StreamOpenError
 
 TEXT = "the more people look at the number, the more they find out about the time and the water of the world"
@@ -30,7 +31,7 @@ def assert_like_from_the_start(llm, ids):
 
 @pytest.fixture(scope="module")
 def llm(tiny_model):
-    with Llama(tiny_model, n_ctx=256, n_threads=1) as llm:
+    with Llama(tiny_model, n_ctx=256, n_threads=1, cache_prompt=True) as llm:
         yield llm
 
 
@@ -44,6 +45,16 @@ def test_the_same_prompt_again(llm):
     assert again == first
 
 
+def test_by_itself_only_where_nobody_can_tell(tiny_model):
+    with Llama(tiny_model, n_ctx=256, n_threads=1) as llm:
+        assert llm(TEXT, max_tokens=2).usage.cached_tokens == 0
+        assert llm(TEXT, max_tokens=2).usage.cached_tokens > 0
+        assert llm(TEXT, max_tokens=2, seed=1).usage.cached_tokens == 0
+        assert llm(TEXT, max_tokens=2, temperature=0).usage.cached_tokens == 0
+        assert llm(TEXT, max_tokens=2, sampler=Chain(Greedy())).usage.cached_tokens == 0
+        assert llm(TEXT, max_tokens=2, seed=1, cache_prompt=True).usage.cached_tokens > 0
+
+
 def test_only_what_is_new_is_computed(llm):
     ids = np.arange(260, 320, dtype=np.int32)
     llm(ids[:50], max_tokens=1, cache_prompt=False)
@@ -54,7 +65,7 @@ def test_only_what_is_new_is_computed(llm):
 
 @pytest.mark.parametrize(("arch", "can_cut"), [("llama", True), ("qwen3moe", True), ("mamba", False), ("jamba", False)])
 def test_it_changes_nothing(tiny_models, arch, can_cut):
-    with Llama(tiny_models[arch], n_ctx=256, n_threads=1) as llm:
+    with Llama(tiny_models[arch], n_ctx=256, n_threads=1, cache_prompt=True) as llm:
         ids = llm.tokenize(TEXT)
         answer = llm(ids, max_tokens=10, seed=1)
         # The conversation goes on: what was generated is reused too, but for the last token, which was not decoded.
@@ -68,7 +79,9 @@ def test_it_changes_nothing(tiny_models, arch, can_cut):
 
 
 def test_a_sliding_window_goes_back_only_as_far_as_it_reaches(tiny_models):
-    with Llama(tiny_models["gemma3"], n_ctx=768, n_ubatch=64, n_batch=64, n_threads=1, swa_full=False) as llm:
+    with Llama(
+        tiny_models["gemma3"], n_ctx=768, n_ubatch=64, n_batch=64, n_threads=1, swa_full=False, cache_prompt=True
+    ) as llm:
         assert llm.model.n_swa == 16
         ids = (np.arange(600) * 7 % 150 + 261).astype(np.int32)
         reused = []
@@ -146,7 +159,7 @@ class TestWhatIsNotBelieved:
         assert_like_from_the_start(llm, llm.tokenize(TEXT))
 
     def test_other_sequences(self, tiny_model):
-        with Llama(tiny_model, n_ctx=256, n_threads=1, n_seq_max=4, kv_unified=True) as wide:
+        with Llama(tiny_model, n_ctx=256, n_threads=1, n_seq_max=4, kv_unified=True, cache_prompt=True) as wide:
             first = wide(TEXT, max_tokens=6, n=3, seed=1)
             assert wide.context.memory.pos_max(1) == -1
             again = wide(TEXT, max_tokens=6, n=3, seed=1)
@@ -157,7 +170,7 @@ class TestWhatIsNotBelieved:
 
 def test_a_model_that_is_shared(tiny_models):
     """Each Llama has a cache of its own."""
-    with Model(tiny_models["llama"]) as model, Llama(model, n_ctx=128, n_threads=1) as one:
+    with Model(tiny_models["llama"]) as model, Llama(model, n_ctx=128, n_threads=1, cache_prompt=True) as one:
         one(TEXT, max_tokens=1)
-        with Llama(model, n_ctx=128, n_threads=1) as two:
+        with Llama(model, n_ctx=128, n_threads=1, cache_prompt=True) as two:
             assert two(TEXT, max_tokens=1).usage.cached_tokens == 0
