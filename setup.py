@@ -26,8 +26,14 @@ from cmake_build import CCACHE_ENVIRONMENT, HEADER_FOLDERS, PLATFORM, WINDOWS, B
 PYX = Path("pyx")
 LIBRARIES = ("llama", "ggml", "ggml-base")
 # What single extension modules need beyond the rest: module -> {attribute of Extension: values}.
+WITH_COMMON = {"libraries": ["llama-common"]}
 EXTRAS: dict[str, dict[str, list[str]]] = {
+    "pyllm.core.chat": WITH_COMMON,
+    "pyllm.core.common": WITH_COMMON,
+    "pyllm.core.fit": WITH_COMMON,
+    "pyllm.core.grammar": WITH_COMMON,
     "pyllm.core.multimodal": {"libraries": ["mtmd"]},
+    "pyllm.core.speculative": WITH_COMMON,
 }
 
 # One binary serves CPython 3.11 and every later one, except for free-threaded builds, which have no stable ABI.

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import upstream
 from benchmarks.harness import HEADER, ROOT, Comparison, child, compare, save
+from benchmarks.overhead import overhead
 from pyllm import hub
 from pyllm.cpus import usable_cpus
 
@@ -126,7 +127,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,processors,imports")
+    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,overhead,processors,imports")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/local/latest.json")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -139,6 +140,8 @@ def main() -> None:
             f"{name} (µs a token)": value
             for name, value in child("costs", "--threads", str(args.threads), "--repetitions", "9").items()
         }
+    if "overhead" in only:
+        costs |= {f"{name} (µs a token)": value for name, value in overhead(args.pairs).items()}
     if "processors" in only:
         costs |= {
             f"processor: {name} (µs a token)" if not name.startswith("bitmask") else f"{name} (µs a row)": value

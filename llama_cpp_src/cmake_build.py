@@ -44,7 +44,7 @@ class Platform:
 
 UNIX_FLAGS = ("-O3", "-g0", "-std=c++17", "-fvisibility=hidden")
 MODULE = r"(?:lib)?ggml-(?!base)[\w.-]+"
-SHARED = r"(?:lib)?(?:llama|mtmd|ggml|ggml-base)"
+SHARED = r"(?:lib)?(?:llama|llama-common|mtmd|ggml|ggml-base)"
 PLATFORMS = {
     "linux": Platform("$ORIGIN", rf"{SHARED}\.so\.\d+|{MODULE}\.so", UNIX_FLAGS, {}),
     "darwin": Platform(
@@ -89,9 +89,9 @@ COMMON = {
 }
 # What ccache keeps holds for a checkout in any folder.
 CCACHE_ENVIRONMENT = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
-TARGETS = ("llama", "mtmd", "ggml")
+TARGETS = ("llama", "llama-common", "mtmd", "ggml")
 HEADERS = ("include/llama*.h", "src/llama-ext.h", "ggml/include/*.h", "tools/mtmd/mtmd.h", "tools/mtmd/mtmd-helper.h")
-HEADER_FOLDERS = ("include", "ggml/include", "src", "tools/mtmd")
+HEADER_FOLDERS = ("include", "ggml/include", "src", "common", "vendor", "tools/mtmd")
 
 
 def stop(message: str) -> NoReturn:

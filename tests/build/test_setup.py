@@ -116,18 +116,20 @@ def test_a_portable_build_has_variants_and_asks_nothing_of_this_machine(
     [
         (
             "linux",
-            "libllama.so.0 libggml.so.0 libggml-base.so.0 libggml-cpu.so libggml-cpu-haswell.so libmtmd.so.0",
-            "libllama.so libllama.so.0.5.0 libggml-base.so libllama-common.so.0 llama-bench libvendor-hash.a",
+            "libllama.so.0 libggml.so.0 libggml-base.so.0 libggml-cpu.so libggml-cpu-haswell.so libmtmd.so.0 "
+            "libllama-common.so.0",
+            "libllama.so libllama.so.0.5.0 libggml-base.so libllama-common.so llama-bench libvendor-hash.a",
         ),
         (
             "darwin",
-            "libllama.0.dylib libggml-base.0.dylib libggml-cpu-apple_m1.so libggml-metal.so libmtmd.0.dylib",
-            "libllama.dylib libllama.0.5.0.dylib libggml-base.dylib libllama-common.0.dylib",
+            "libllama.0.dylib libggml-base.0.dylib libggml-cpu-apple_m1.so libggml-metal.so libmtmd.0.dylib "
+            "libllama-common.0.dylib",
+            "libllama.dylib libllama.0.5.0.dylib libggml-base.dylib libllama-common.dylib",
         ),
         (
             "win32",
-            "llama.dll ggml.dll ggml-base.dll ggml-cpu-haswell.dll mtmd.dll",
-            "llama-common.dll llama-bench.exe llama.lib",
+            "llama.dll ggml.dll ggml-base.dll ggml-cpu-haswell.dll mtmd.dll llama-common.dll",
+            "llama-bench.exe llama.lib",
         ),
     ],
 )
@@ -210,7 +212,7 @@ def test_libraries_are_real_files_under_their_run_time_names() -> None:
     names = {path.name for path in LIBRARIES.iterdir()}
     assert not any(path.is_symlink() for path in LIBRARIES.iterdir())
     if sys.platform.startswith("linux"):
-        assert {"libllama.so.0", "libggml.so.0", "libggml-base.so.0", "libmtmd.so.0"} <= names
+        assert {"libllama.so.0", "libllama-common.so.0", "libggml.so.0", "libggml-base.so.0", "libmtmd.so.0"} <= names
         assert any(name.startswith("libggml-cpu") for name in names)
 
 
