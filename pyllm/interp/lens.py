@@ -13,7 +13,7 @@ from pyllm.core.vocab import Vocab
 from pyllm.errors import InvalidArgumentError
 from pyllm.interp.names import NoActivationError
 from pyllm.interp.runner import Interp
-from pyllm.interp.values import Array
+from pyllm.interp.values import Array, as_layers
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 
@@ -59,7 +59,7 @@ class LogitLens:
 def logit_lens(
     lab: Interp,
     text: str | bytes | Ids,
-    layers: Iterable[int] | None = None,
+    layers: int | Iterable[int] | None = None,
     *,
     positions: Sequence[int] | None = None,
     top: int = 5,
@@ -89,7 +89,7 @@ def logit_lens(
     if not 1 <= top <= n_vocab:
         raise InvalidArgumentError(f"top must be from 1 to {n_vocab}, not {top}")
     ids = lab.tokenize(text)
-    wanted = tuple(range(n_layer)) if layers is None else tuple(_layer(layer, n_layer) for layer in layers)
+    wanted = tuple(range(n_layer)) if layers is None else tuple(_layer(i, n_layer) for i in as_layers(layers))
     if not wanted:
         raise InvalidArgumentError(f"layers are some of 0 to {n_layer - 1}; there are none")
     last = f"blocks.{n_layer - 1}.hook_resid_post"

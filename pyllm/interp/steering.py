@@ -15,7 +15,7 @@ from pyllm.core.context import Context
 from pyllm.core.gguf import GGUFReader, GGUFWriter
 from pyllm.errors import GGUFError, InvalidArgumentError
 from pyllm.interp.runner import Hook, HookFunction, Interp
-from pyllm.interp.values import Array
+from pyllm.interp.values import Array, as_layers
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 Text = str | bytes | Ids
@@ -85,7 +85,7 @@ class SteeringVector:
         negative: Sequence[Text],
         *,
         method: Literal["mean", "pca"] = "mean",
-        layers: Iterable[int] | None = None,
+        layers: int | Iterable[int] | None = None,
         position: int = -1,
     ) -> SteeringVector:
         """Find the directions from pairs of texts that differ in one respect.
@@ -111,8 +111,8 @@ class SteeringVector:
         if method not in ("mean", "pca"):
             raise InvalidArgumentError(f"method={method!r} is not one of 'mean', 'pca'")
         n_layer = lab.model.n_layer
-        wanted = list(range(_FIRST_LAYER, n_layer)) if layers is None else list(layers)
-        if not wanted or not all(isinstance(i, (int, np.integer)) and _FIRST_LAYER <= i < n_layer for i in wanted):
+        wanted = list(range(_FIRST_LAYER, n_layer)) if layers is None else as_layers(layers)
+        if not wanted or not all(_FIRST_LAYER <= i < n_layer for i in wanted):
             raise InvalidArgumentError(f"layers are some of {_FIRST_LAYER} to {n_layer - 1}, not {wanted}")
         names = [f"blocks.{layer}.hook_resid_post" for layer in wanted]
         sides = [
@@ -179,7 +179,7 @@ class SteeringVector:
             values[layer - _FIRST_LAYER] = vector * np.float32(scale)
         return values
 
-    def apply(self, context: Context, scale: float = 1.0, *, layers: Iterable[int] | None = None) -> None:
+    def apply(self, context: Context, scale: float = 1.0, *, layers: int | Iterable[int] | None = None) -> None:
         """Steer everything that a context computes from now on, at no cost worth mentioning.
 
         A context has one control vector: this replaces what was there. :meth:`remove` ends it.
@@ -207,7 +207,7 @@ class SteeringVector:
         context.set_control_vector(None)
 
     def hooks(
-        self, scale: float = 1.0, *, layers: Iterable[int] | None = None, positions: Iterable[int] | None = None
+        self, scale: float = 1.0, *, layers: int | Iterable[int] | None = None, positions: Iterable[int] | None = None
     ) -> list[tuple[str, HookFunction]]:
         """Hooks that do the same in an :class:`pyllm.interp.Interp`, also at some positions only.
 
@@ -231,8 +231,8 @@ class SteeringVector:
             for layer, vector in chosen.directions.items()
         ]
 
-    def _of(self, layers: Iterable[int]) -> SteeringVector:
-        wanted = set(layers)
+    def _of(self, layers: int | Iterable[int]) -> SteeringVector:
+        wanted = set(as_layers(layers))
         missing = wanted - set(self.directions)
         if missing or not wanted:
             raise InvalidArgumentError(f"there are directions for layers {self.layers}, not for {sorted(missing)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,18 @@ def to_tensor(point: HookPoint, answer: ArrayLike, given: Array, raw: Array) -> 
     return result
 
 
+def as_layers(layers: int | Iterable[int]) -> list[int]:
+    """One layer or several, as a list.
+
+    Raises:
+        InvalidArgumentError: These are no integers.
+    """
+    found = [layers] if isinstance(layers, (int, np.integer)) else list(layers) if np.iterable(layers) else [layers]
+    if not all(isinstance(layer, (int, np.integer)) and not isinstance(layer, bool) for layer in found):
+        raise InvalidArgumentError(f"layers must be one integer or several, not {layers!r}")
+    return [int(layer) for layer in found]
+
+
 def join(point: HookPoint, parts: list[Array]) -> Array:
     """One array from those of consecutive parts of a text."""
     if len(parts) == 1:
@@ -78,4 +91,4 @@ def join(point: HookPoint, parts: list[Array]) -> Array:
     return np.concatenate(parts, axis=point.axis)
 
 
-__all__ = ["Array", "from_tensor", "join", "to_tensor"]
+__all__ = ["Array", "as_layers", "from_tensor", "join", "to_tensor"]

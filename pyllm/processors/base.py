@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, SamplerError
 
 LogitsProcessor = Callable[[NDArray[np.int32], NDArray[np.float32]], "NDArray[np.float32] | None"]
 
@@ -40,11 +40,20 @@ def process(processors: Sequence[LogitsProcessor], ids: NDArray[np.int32], logit
 
     Raises:
         InvalidArgumentError: A processor returned something else than numbers of shape (n_vocab,).
+        SamplerError: They leave no token that could be chosen, or numbers that are none.
     """
     for processor in processors:
         result = processor(ids, logits)
         if result is not None and result is not logits:
             write(logits, result, processor)
+    # One pass over the row: the maximum is NaN where any logit is.
+    if processors and not logits.max() > -np.inf:
+        raise SamplerError(
+            f"after the logits processors {list(processors)!r} there is a logit that is NaN"
+            if np.isnan(logits).any()
+            else f"the logits processors {list(processors)!r} forbid every token; to end the text, allow an "
+            "end-of-generation token, or use stopping_criteria"
+        )
 
 
 def write(logits: NDArray[np.float32], result: Any, processor: object) -> None:

@@ -50,6 +50,22 @@ class ScoredText(Protocol):
         """What turns the tokens into text."""
 
 
+def check_shown(value: object, protocol: type, source: str) -> None:
+    """Refuse what cannot be shown.
+
+    Args:
+        value: What shall be shown.
+        protocol: What it must have.
+        source: What gives such objects.
+
+    Raises:
+        InvalidArgumentError: It has not.
+    """
+    missing = [name for name in vars(protocol) if not name.startswith("_") and not hasattr(value, name)]
+    if missing:
+        raise InvalidArgumentError(f"this shows what {source} gives, and {type(value).__name__} has no {missing[0]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Top:
     """The likeliest tokens of one row.
@@ -175,6 +191,7 @@ def lens_rows(lens: LensTable, layers: Sequence[int] | None) -> list[int]:
     Raises:
         InvalidArgumentError: The lens has no such layer, or none was asked for.
     """
+    check_shown(lens, LensTable, "pyllm.interp.logit_lens")
     chosen = lens.layers if layers is None else layers
     for layer in chosen:
         if layer not in lens.layers:
@@ -245,6 +262,7 @@ def general_name(name: str) -> str:
 
 def profiles(cache: Activations) -> list[Profile]:
     """What a cache holds, one entry for each kind of activation, in the order of the cache."""
+    check_shown(cache, Activations, "pyllm.interp.Interp.run_with_cache")
     groups: dict[str, list[str]] = {}
     for name in cache.points:
         groups.setdefault(general_name(name), []).append(name)
@@ -291,6 +309,7 @@ def _rms(values: NDArray[np.float32], axis: int | None) -> NDArray[np.float64]:
 
 
 __all__ = [
-    "Activations", "LensTable", "Point", "Profile", "ScoredText", "Top", "as_rows", "general_name", "lens_rows",
+    "Activations", "LensTable", "Point", "Profile", "ScoredText", "Top", "as_rows", "check_shown",
+    "general_name", "lens_rows",
     "profiles", "rms_by_position", "summary", "top_of", "top_of_rows",
 ]  # fmt: skip

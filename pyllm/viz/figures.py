@@ -15,7 +15,17 @@ from numpy.typing import ArrayLike
 
 from pyllm.core.vocab import Vocab
 from pyllm.errors import InvalidArgumentError
-from pyllm.viz.data import Activations, LensTable, ScoredText, as_rows, lens_rows, rms_by_position, summary, top_of_rows
+from pyllm.viz.data import (
+    Activations,
+    LensTable,
+    ScoredText,
+    as_rows,
+    check_shown,
+    lens_rows,
+    rms_by_position,
+    summary,
+    top_of_rows,
+)
 from pyllm.viz.pieces import NEWLINE, label, visible, width
 from pyllm.viz.scales import BLUE, CERTAINTY, LN2, measure, mixed, percent
 
@@ -42,6 +52,7 @@ def token_map(scored: ScoredText, by: str = "probability", columns: int = 88) ->
     """
     from pyllm.viz.canvas import LEGEND_HEIGHT, LEGEND_WIDTH, MARGIN, Canvas, box, drawable, write
 
+    check_shown(scored, ScoredText, "pyllm.eval.logprobs")
     scale = measure(by)
     if columns < 2:
         raise InvalidArgumentError(f"columns must be at least 2, not {columns}")

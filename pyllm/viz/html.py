@@ -22,6 +22,7 @@ from pyllm.viz.data import (
     ScoredText,
     Top,
     as_rows,
+    check_shown,
     lens_rows,
     profiles,
     summary,
@@ -56,6 +57,7 @@ def token_map(scored: ScoredText, by: str = "probability", limit: int | None = M
     Raises:
         InvalidArgumentError: `by` is something else, or the limit is less than 1.
     """
+    check_shown(scored, ScoredText, "pyllm.eval.logprobs")
     chosen = measure(by)
     _check_limit(limit)
     strengths = {

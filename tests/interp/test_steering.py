@@ -208,7 +208,10 @@ def test_vectors_that_do_not_fit(vector: SteeringVector, tiny_model: Model, make
 
 def test_layers_positions_and_texts_that_do_not_fit(lab: Interp, vector: SteeringVector, pairs: tuple) -> None:
     positive, negative = pairs
-    for layers in ([0], [-1], [N_LAYER], [1.5], []):
+    for layers in ([1.5], 1.5, "1", [None]):
+        with pytest.raises(errors.InvalidArgumentError, match="layers must be one integer or several"):
+            SteeringVector.train(lab, positive, negative, layers=layers)
+    for layers in ([0], [-1], [N_LAYER], N_LAYER, []):
         with pytest.raises(errors.InvalidArgumentError, match=f"layers are some of 1 to {N_LAYER - 1}"):
             SteeringVector.train(lab, positive, negative, layers=layers)
     with pytest.raises(errors.InvalidArgumentError, match="lists of texts"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyllm import Chain, Llama, errors
-from pyllm.core.python_sampler import PythonSampler
+from pyllm.core.python_sampler import Bitmask, PythonSampler
 from pyllm.core.samplers import Dist, Greedy, Temp, TopK
 from pyllm.processors import ProcessorSampler, as_processors
 
@@ -145,3 +145,25 @@ def test_many_tokens_fit(llm: Llama) -> None:
     assert inner.ids[: inner.n].tolist() == [token % 10 for token in range(300)]
     with pytest.raises(errors.InvalidArgumentError, match="n_vocab"):
         ProcessorSampler(print, 0)
+
+
+@pytest.mark.parametrize(("value", "words"), [(-np.inf, "forbid every token"), (np.nan, "NaN")])
+def test_processors_that_leave_nothing_to_choose_are_named(llm: Llama, value: float, words: str) -> None:
+    def spoil(ids: np.ndarray, logits: np.ndarray) -> None:
+        logits[:] = value
+
+    with pytest.raises(errors.SamplerError, match=rf"spoil.*{words}"):
+        llm(PROMPT, max_tokens=4, logits_processor=spoil)
+    assert len(llm(PROMPT, max_tokens=4, temperature=0).tokens) == 4
+
+
+def test_a_bitmask_for_another_vocabulary_is_refused_in_a_chain(llm: Llama) -> None:
+    class Few:
+        n_vocab = 32
+
+        def fill(self, mask: np.ndarray) -> None:
+            mask[:] = -1
+
+    for _ in range(2):
+        with pytest.raises(errors.SamplerError, match=r"n_vocab=32 .* another vocabulary"):
+            llm(PROMPT, max_tokens=1, sampler=Chain(Bitmask(Few()), Greedy()))

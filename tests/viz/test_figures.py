@@ -129,6 +129,14 @@ def test_wrong_arguments(scored, argument, value):
         viz.token_map(scored, **{argument: value})
 
 
+@pytest.mark.parametrize("module", [viz, viz.html])
+@pytest.mark.parametrize("name", ["token_map", "lens_table", "activations"])
+@pytest.mark.parametrize("value", ["a text", None, np.zeros(3, np.float32)])
+def test_what_cannot_be_shown_is_refused(module, name, value):
+    with pytest.raises(errors.InvalidArgumentError, match=f"gives, and {type(value).__name__} has no"):
+        getattr(module, name)(value)
+
+
 def test_no_global_state_of_matplotlib_is_touched():
     isolated.survive(
         "import sys; from pyllm import viz; assert 'matplotlib' not in sys.modules\n"

@@ -81,8 +81,8 @@ cdef class Candidates:
     @size.setter
     def size(self, value):
         self.check_alive()
-        if isinstance(value, float) or not 1 <= value <= self.n:
-            raise errors.InvalidArgumentError(f"size must be an integer from 1 to {self.n}, not {value}")
+        if not isinstance(value, (int, np.integer)) or not 1 <= value <= self.n:
+            raise errors.InvalidArgumentError(f"size must be an integer from 1 to {self.n}, not {value!r}")
         self.size_ = value
 
     @property
@@ -94,9 +94,9 @@ cdef class Candidates:
     @selected.setter
     def selected(self, value):
         self.check_alive()
-        if value is not None and (isinstance(value, float) or not 0 <= value < self.size_):
+        if value is not None and (not isinstance(value, (int, np.integer)) or not 0 <= value < self.size_):
             raise errors.InvalidArgumentError(
-                f"selected must be an index from 0 to {self.size_ - 1} or None, not {value}"
+                f"selected must be an index from 0 to {self.size_ - 1} or None, not {value!r}"
             )
         self.selected_ = -1 if value is None else value
 
@@ -242,9 +242,22 @@ cdef class BitmaskBody(Body):
     cdef object mask
     cdef const int32_t * words
     cdef size_t n_words
+    cdef int32_t n_vocab
+    cdef bint checked
 
     cdef int apply(self, lib.llama_token_data_array * c) except -1:
         cdef size_t kept, n = c.size
+        cdef int32_t last = -1
+        # Once is enough: the vocabulary does not change, and looking at all ids takes as long as the mask.
+        if not self.checked:
+            last = largest_id(c.data, n)
+            self.checked = True
+        if last >= self.n_vocab:
+            self.checked = False
+            raise errors.SamplerError(
+                f"{self.implementation!r} knows n_vocab={self.n_vocab} tokens, and token {last} is a candidate here: "
+                "it was made for another vocabulary"
+            )
         if self.implementation.fill(self.mask) is False:
             return 0
         kept = keep_allowed(c.data, n, self.words, self.n_words)
@@ -288,6 +301,7 @@ cdef BitmaskBody make_bitmask_body(source):
     view = body.mask
     body.words = &view[0]
     body.n_words = view.shape[0]
+    body.n_vocab = n_vocab
     return body
 
 

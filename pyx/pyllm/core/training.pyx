@@ -10,7 +10,7 @@ import numpy as np
 
 from pyllm import errors
 from pyllm.core cimport error, guard
-from pyllm.core.arguments cimport number
+from pyllm.core.arguments cimport int32, number
 from pyllm.core.batch cimport Batch
 from pyllm.core.context cimport Context
 from pyllm.includes cimport ggml
@@ -71,7 +71,8 @@ def windows(tokens, n_ctx, stride=None):
     ids = np.asarray(tokens)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise errors.InvalidArgumentError(f"tokens must be integers of shape (n,), not {ids.dtype} of {ids.shape}")
-    step = max(1, n_ctx // 2) if stride is None else stride
+    n_ctx = int32(n_ctx, "n_ctx")
+    step = max(1, n_ctx // 2) if stride is None else int32(stride, "stride")
     if n_ctx < 1 or step < 1:
         raise errors.InvalidArgumentError(f"n_ctx and stride must be at least 1, not {n_ctx} and {step}")
     if len(ids) < n_ctx + 1:
