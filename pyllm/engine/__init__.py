@@ -1,0 +1,1 @@
+"""Many requests on one context: continuous batching, shared prefixes, preemption."""

@@ -1,0 +1,148 @@
+"""Which cells of the KV cache belong to which sequences, counted without asking llama.cpp.
+
+In a unified KV cache a copied sequence takes no cells: both own the same ones. A cell is free again when the last of
+its owners is gone. What a step needs and what an eviction would free has to be known before anything is changed, and
+so it is counted here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class _Segment:
+    """Cells that follow one another and have the same owners."""
+
+    length: int
+    owners: int = 1
+
+
+class Ledger:
+    """The cells of all sequences.
+
+    Args:
+        n_cells: Cells of the KV cache.
+    """
+
+    def __init__(self, n_cells: int) -> None:
+        self.n_cells = n_cells
+        self._segments: dict[int, list[_Segment]] = {}
+        self._lengths: dict[int, int] = {}
+        self.used = 0
+
+    @property
+    def free(self) -> int:
+        """Cells that no sequence has."""
+        return self.n_cells - self.used
+
+    @property
+    def sequences(self) -> list[int]:
+        """The sequences that own cells."""
+        return list(self._segments)
+
+    def length(self, seq: int) -> int:
+        """Tokens of a sequence."""
+        return self._lengths.get(seq, 0)
+
+    def private(self, seq: int) -> int:
+        """Cells that only this sequence has: so many are free again when it is removed."""
+        return sum(segment.length for segment in self._segments.get(seq, ()) if segment.owners == 1)
+
+    def append(self, seq: int, n: int) -> None:
+        """A sequence gets longer by n tokens.
+
+        Raises:
+            ValueError: There are not so many free cells.
+        """
+        if n > self.free:
+            raise ValueError(f"{n} cells are needed and {self.free} are free")
+        if n <= 0:
+            return
+        segments = self._segments.setdefault(seq, [])
+        if segments and segments[-1].owners == 1:
+            segments[-1].length += n
+        else:
+            segments.append(_Segment(n))
+        self._lengths[seq] = self._lengths.get(seq, 0) + n
+        self.used += n
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """The first n tokens of a sequence belong to another one too, which is empty so far.
+
+        Raises:
+            ValueError: The source is shorter, or the target has tokens.
+        """
+        if target in self._segments or n > self.length(source):
+            raise ValueError(f"{n} of {self.length(source)} tokens cannot be copied to sequence {target}")
+        if n <= 0:
+            return
+        shared = self._segments[source][: self._cut(source, n)]
+        for segment in shared:
+            segment.owners += 1
+        self._segments[target] = list(shared)
+        self._lengths[target] = n
+
+    def truncate(self, seq: int, n: int) -> int:
+        """Keep the first n tokens of a sequence.
+
+        Returns:
+            int: Cells that are free again.
+        """
+        if n >= self.length(seq):
+            return 0
+        index = self._cut(seq, n) if n > 0 else 0
+        segments = self._segments[seq]
+        freed = 0
+        for segment in segments[index:]:
+            segment.owners -= 1
+            if segment.owners == 0:
+                freed += segment.length
+        del segments[index:]
+        if segments:
+            self._lengths[seq] = n
+        else:
+            del self._segments[seq], self._lengths[seq]
+        self.used -= freed
+        return freed
+
+    def remove(self, seq: int) -> int:
+        """A sequence ends.
+
+        Returns:
+            int: Cells that are free again.
+        """
+        return self.truncate(seq, 0)
+
+    def fork(self) -> Ledger:
+        """A copy to try things on."""
+        other = Ledger(self.n_cells)
+        copies: dict[int, _Segment] = {}
+        for seq, segments in self._segments.items():
+            other._segments[seq] = [
+                copies.setdefault(id(segment), _Segment(segment.length, segment.owners)) for segment in segments
+            ]
+        other._lengths = dict(self._lengths)
+        other.used = self.used
+        return other
+
+    def _cut(self, seq: int, n: int) -> int:
+        """Make a segment begin at token n; its index."""
+        position = 0
+        for index, segment in enumerate(self._segments[seq]):
+            if position == n:
+                return index
+            if position + segment.length > n:
+                self._split(segment, n - position)
+                return index + 1
+            position += segment.length
+        return len(self._segments[seq])
+
+    def _split(self, segment: _Segment, n: int) -> None:
+        rest = _Segment(segment.length - n, segment.owners)
+        segment.length = n
+        for segments in self._segments.values():
+            for index, one in enumerate(segments):
+                if one is segment:
+                    segments.insert(index + 1, rest)
+                    break
