@@ -1,0 +1,176 @@
+"""Rows of one decode, each with the text it belongs to: sample, accept, test for the end, detokenise, all in one go."""
+
+cimport cython
+from libc.stdint cimport int32_t
+from libcpp.string cimport string
+from libcpp.vector cimport vector
+
+from pyllm import errors
+from pyllm.core cimport error
+from pyllm.core.arguments cimport int32
+from pyllm.core.context cimport Context
+from pyllm.core.generation cimport token_list
+from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.text_stream cimport TextStream, text_stream
+from pyllm.core.vocab cimport Vocab
+from pyllm.includes cimport llama as lib
+
+
+cdef struct one_row:
+    lib.llama_sampler * sampler
+    text_stream * stream
+    token_list * tokens
+    const vector[int32_t] * shown
+    bint special
+    int32_t index
+    int32_t token
+    bint ended
+
+
+@cython.no_gc_clear
+cdef class Row:
+    """One of many texts that are generated at once: what selects its tokens, and what they are so far.
+
+    Args:
+        sampler: What selects the tokens; no other row may have it.
+        stop: Stop strings.
+        special: Write control tokens as text: True for all, or the ids of those to write.
+    """
+
+    def __cinit__(self, Sampler sampler not None, *, stop=(), special=False):
+        self.sampler = sampler
+        self.stream = TextStream(stop)
+        if isinstance(special, bool):
+            self.special = special
+        else:
+            for token in special:
+                self.shown.push_back(int32(token, "a token of special"))
+
+    @property
+    def n_generated(self):
+        """How many tokens were generated so far (int)."""
+        return self.tokens_.size()
+
+    @property
+    def tokens(self):
+        """The tokens so far (list of int). The one that ended the text is not among them."""
+        return self.tokens_.copy()
+
+
+def sample_rows(Context context not None, list rows not None, list indices not None):
+    """Choose a token for each of some rows of the last decode.
+
+    An error in one row, of a sampler written in Python say, is kept in its ``error`` and concerns no other row.
+
+    Args:
+        context: Where the logits are. What was written into ``context.logits`` counts.
+        rows: The texts (list of Row).
+        indices: For each the index in the batch whose logits it is chosen from.
+
+    Returns:
+        list: The token of each row (int), or None where its text has ended or its sampler has failed.
+
+    Raises:
+        NoOutputError: There are no logits at an index; nothing was chosen.
+        InvalidArgumentError: A row is there twice.
+
+    Wraps ``llama_sampler_sample``.
+    """
+    cdef vector[one_row] todo
+    cdef one_row one
+    cdef Row row
+    cdef Sampler root
+    cdef size_t next_row = 0
+    cdef const lib.llama_vocab * vocab
+    cdef Vocab owner = context.model.vocab
+    cdef list roots = []
+    if len(rows) != len(indices):
+        raise errors.InvalidArgumentError(f"{len(rows)} rows go with as many indices, not with {len(indices)}")
+    for one_of in rows:
+        if not isinstance(one_of, Row):
+            raise TypeError(f"rows must be Row objects, not {type(one_of).__name__}")
+    if len(set(rows)) != len(rows) or len({(<Row> one_of).sampler.root() for one_of in rows}) != len(rows):
+        raise errors.InvalidArgumentError(
+            "a token can be chosen once for each text, and each needs a sampler of its own; something is there twice"
+        )
+    context.acquire()
+    try:
+        context.require()
+        vocab = owner.require()
+        for index in indices:
+            one.index = int32(index, "an index")
+            if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, one.index) == NULL:
+                error.fail(errors.NoOutputError, f"there are no logits at index {one.index} of the last batch")
+        context.sync_shadow()
+        try:
+            for row, index in zip(rows, indices):
+                row.error = None
+                root = row.sampler.begin()
+                roots.append((row.sampler, root))
+                one.sampler = row.sampler.ptr
+                one.stream = &row.stream.c
+                one.tokens = &row.tokens_
+                one.shown = &row.shown
+                one.special = row.special
+                one.index = int32(index, "an index")
+                one.token = -1
+                one.ended = False
+                todo.push_back(one)
+            context.in_call = True  # a sampler written in Python must not decode with it, or close it
+            while next_row < todo.size():
+                try:
+                    with nogil:
+                        _run(context.ptr, vocab, todo, &next_row)
+                    error.raise_stashed()
+                except Exception as cause:
+                    if next_row >= todo.size():
+                        raise
+                    is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
+                    (<Row> rows[next_row]).error = explain(cause) if is_ours else cause
+                next_row += 1
+        finally:
+            context.in_call = False
+            for sampler, root in roots:
+                (<Sampler> sampler).finish(root)
+        found = []
+        for index in range(len(rows)):
+            row = rows[index]
+            if todo[index].ended:
+                row.finish_reason = "stop"
+            found.append(todo[index].token if todo[index].token >= 0 else None)
+        return found
+    finally:
+        context.release()
+
+
+cdef int _run(
+    lib.llama_context * context, const lib.llama_vocab * vocab, vector[one_row] & todo, size_t * next_row
+) except -99 nogil:
+    """Go through the rows from `next_row` on; where one throws, `next_row` says which."""
+    while next_row[0] < todo.size():
+        _choose(context, vocab, &todo[next_row[0]])
+        next_row[0] += 1
+    next_row[0] = todo.size()
+    return 0
+
+
+cdef int _choose(lib.llama_context * context, const lib.llama_vocab * vocab, one_row * row) except -99 nogil:
+    cdef int32_t token = lib.llama_sampler_sample(row.sampler, context, row.index)
+    cdef string piece
+    cdef int32_t n
+    cdef size_t i
+    cdef bint special = row.special
+    if lib.llama_vocab_is_eog(vocab, token):
+        row.ended = True
+        return 0
+    row.token = token
+    row.tokens.push_back(token)
+    for i in range(row.shown.size()):
+        special = special or row.shown[0][i] == token
+    piece.resize(64)
+    n = lib.llama_token_to_piece(vocab, token, <char *> piece.data(), 64, 0, special)
+    if n < 0:
+        piece.resize(-n)
+        n = lib.llama_token_to_piece(vocab, token, <char *> piece.data(), -n, 0, special)
+    row.ended = row.stream.append(piece.data(), n)
+    return 0
