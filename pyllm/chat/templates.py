@@ -1,0 +1,55 @@
+"""The chat templates of a Llama: that of its model, and those that are given."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pyllm.core.chat import ChatTemplates
+from pyllm.core.model import Model
+from pyllm.errors import InvalidArgumentError
+
+Template = str | os.PathLike[str]
+
+
+class TemplateStore:
+    """Templates by their text, each read once.
+
+    Args:
+        model: Whose template is used where none is given.
+        default: A template to use instead of the model's; see :meth:`get`.
+    """
+
+    def __init__(self, model: Model, default: Template | None = None) -> None:
+        self.model = model
+        self.default = None if default is None else _text(default)
+        self._known: dict[str | None, ChatTemplates] = {}
+
+    def get(self, template: Template | None = None) -> ChatTemplates:
+        """The template to use.
+
+        Args:
+            template: Jinja source, the path of a file with it, or "chatml"; None for the default.
+
+        Raises:
+            InvalidArgumentError: It is none of these.
+            ChatTemplateError: It cannot be read.
+        """
+        text = self.default if template is None else _text(template)
+        found = self._known.get(text)
+        if found is None:
+            found = self._known[text] = ChatTemplates(self.model, template=text)
+        return found
+
+
+def _text(template: Template) -> str:
+    if isinstance(template, os.PathLike):
+        return Path(template).read_text(encoding="utf-8")
+    if not isinstance(template, str):
+        raise InvalidArgumentError(f"a chat template must be text or a path, not {template!r}")
+    # llama.cpp would take any other word for a template without variables: a prompt that never changes.
+    if template != "chatml" and "{{" not in template and "{%" not in template:
+        raise InvalidArgumentError(
+            f"a chat template must be Jinja source, pathlib.Path of a file with it, or 'chatml', not {template[:80]!r}"
+        )
+    return template
