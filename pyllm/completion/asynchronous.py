@@ -5,24 +5,41 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from pyllm.completion.session import CompletionSession
-from pyllm.types import Chunk, Completion
+_Whole = TypeVar("_Whole", covariant=True)
+_Piece = TypeVar("_Piece", covariant=True)
 
 
-async def complete(session: CompletionSession) -> Completion:
+class Session(Protocol[_Whole, _Piece]):
+    """A call of a Llama, which is held ``with`` it."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *exc_info: object) -> None: ...
+
+    def finish(self) -> _Whole:
+        """Generate all of it."""
+
+    def chunks(self) -> Iterator[_Piece]:
+        """Generate it piece by piece."""
+
+    def abort(self) -> None:
+        """End it as soon as possible."""
+
+
+async def complete(session: Session[_Whole, Any]) -> _Whole:
     """The completion. A cancelled task aborts it."""
 
     def work() -> Iterator[Any]:
         with session:
             yield session.finish()
 
-    results: list[Completion] = [item async for item in _in_thread(session, work)]
+    results: list[_Whole] = [item async for item in _in_thread(session, work)]
     return results[0]
 
 
-def stream(session: CompletionSession) -> AsyncIterator[Chunk]:
+def stream(session: Session[Any, _Piece]) -> AsyncIterator[_Piece]:
     """Its chunks. A cancelled task, or a loop that is left, aborts it."""
 
     def work() -> Iterator[Any]:
@@ -32,7 +49,7 @@ def stream(session: CompletionSession) -> AsyncIterator[Chunk]:
     return _in_thread(session, work)
 
 
-async def _in_thread(session: CompletionSession, work: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
+async def _in_thread(session: Session[Any, Any], work: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
     loop = asyncio.get_running_loop()
     # (item, exception); both None at the end.
     queue: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()

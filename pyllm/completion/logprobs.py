@@ -23,11 +23,13 @@ class Recorder:
     Args:
         vocab: The tokenizer of the model.
         k: How many of the likeliest tokens to note beside each; 0 notes none.
+        special: Which control tokens stand in the text; see :class:`pyllm.core.generation.Generation`.
     """
 
-    def __init__(self, vocab: Vocab, k: int) -> None:
+    def __init__(self, vocab: Vocab, k: int, special: bool | tuple[int, ...] = False) -> None:
         self.vocab = vocab
         self.k = k
+        self.special = special
         self.tokens: list[str] = []
         self.offsets: list[int] = []
         self.logprobs: list[float | None] = []
@@ -42,7 +44,7 @@ class Recorder:
         text = self._text(token)
         self.tokens.append(text)
         self.offsets.append(self._n_characters)
-        self._n_characters += len(self._decoder.decode(self.vocab.token_to_piece(token, special=False)))
+        self._n_characters += len(self._decoder.decode(self.vocab.token_to_piece(token, special=self._shown(token))))
         if row is None:
             self.logprobs.append(None)
             self.top.append(None)
@@ -96,12 +98,20 @@ class Recorder:
             tuple(self.top[start:]),
         )
 
+    def _shown(self, token: int) -> bool:
+        return is_shown(self.special, token)
+
     def _text(self, token: int) -> str:
         piece = self.vocab.token_to_piece(token, special=True)
         try:
             return piece.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def is_shown(special: bool | tuple[int, ...], token: int) -> bool:
+    """Whether a control token stands in the text."""
+    return special if isinstance(special, bool) else token in special
 
 
 def score_prompt(context: Context, ids: NDArray[np.int32], recorder: Recorder) -> None:

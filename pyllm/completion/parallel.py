@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyllm.completion.logprobs import Recorder
+from pyllm.completion.logprobs import Recorder, is_shown
 from pyllm.completion.pieces import Finished, Piece
 from pyllm.core.batch import Batch
 from pyllm.core.text_stream import TextStream
@@ -29,7 +29,9 @@ class _Text:
         self.request = request
         self.chain = request.first_chain if index == 0 else request.chain(index)
         self.stream = TextStream(request.stop)
-        self.recorder = None if request.records is None else Recorder(session.llama.vocab, request.records)
+        self.recorder = (
+            None if request.records is None else Recorder(session.llama.vocab, request.records, request.special)
+        )
         self.text: list[str] = []
         self.tokens: list[int] = []
         self.since = 0
@@ -59,6 +61,7 @@ class _Text:
             index=self.index,
             stop=str(stopped) if stopped is not None else None,
             logprobs=recorder.all() if recorder is not None and self.request.logprobs is not None else None,
+            parser=self.request.parser("".join(self.text), self.reason or "length", stopped),
         )
         return Finished(choice, 0.0 if recorder is None else recorder.mean)
 
@@ -86,6 +89,8 @@ class ParallelRun:
             return False
         # Processors may have a state, and a prompt with log-probabilities is computed in another way.
         if request.processors or request.stopping_criteria or request.echo or session.llama.model.has_encoder:
+            return False
+        if request.overflow.rule == "shift":
             return False
         unified = context.n_ctx == context.n_ctx_seq
         return not unified or n_prompt + count * limit <= context.n_ctx
@@ -131,8 +136,8 @@ class ParallelRun:
             return self._end(self.texts, "abort")
         if not request.cache_prompt:
             cache.forget()
-        self.cached = cache.reuse(request.ids)
-        cache.forget()
+        self.cached = cache.reuse(request.ids, self.session.owner)
+        cache.vacate()
         try:
             for start in range(self.cached, len(request.ids), context.n_batch):
                 part = request.ids[start : start + context.n_batch]
@@ -183,7 +188,7 @@ class ParallelRun:
         text.tokens.append(token)
         if text.recorder is not None:
             text.recorder.add(token, self.context.logits[row])
-        if text.stream.append(vocab.token_to_piece(token, special=False)):
+        if text.stream.append(vocab.token_to_piece(token, special=is_shown(text.request.special, token))):
             text.reason = "stop"
         elif len(text.tokens) >= self.session.request.limit:
             text.reason = "length"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 import os
 import time
@@ -13,14 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.infill import infill_prompt
+from pyllm.completion.overflow import ENDLESS, Overflow
 from pyllm.core.sampler import Chain, Sampler
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import SamplingParams, field_names, unknown_argument
 from pyllm.processors.base import as_processors
 from pyllm.sampling import build_chain, new_seed
+from pyllm.types import FinishReason
 
 if TYPE_CHECKING:
     from pyllm.llama import Llama, Tokens
+    from pyllm.structured import Form
 
 StoppingCriterion = Callable[[NDArray[np.int32], NDArray[np.float32]], object]
 
@@ -37,7 +41,20 @@ _DEFAULTS: dict[str, Any] = {
     "stopping_criteria": None,
     "sampler": None,
     "cache_prompt": None,
+    "json_schema": None,
+    "response_format": None,
+    "regex": None,
+    "choices": None,
+    "special": False,
+    "speculative": None,
+    "overflow": "error",
+    "n_keep": None,
 }
+
+
+def argument_names() -> list[str]:
+    """Names of all arguments of a completion."""
+    return [*field_names(SamplingParams), *_DEFAULTS]
 
 
 class CompletionRequest:
@@ -61,6 +78,7 @@ class CompletionRequest:
         sampling = {name: value for name, value in arguments.items() if name in known}
         own = {**_DEFAULTS, **{name: value for name, value in arguments.items() if name in _DEFAULTS}}
 
+        self.form = _form(sampling, own)
         self.sampler: Sampler | None = own["sampler"]
         if self.sampler is not None and sampling:
             raise InvalidArgumentError(
@@ -75,6 +93,10 @@ class CompletionRequest:
         stop: str | Iterable[str] = own["stop"] or ()
         self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
         self.echo = bool(own["echo"])
+        special = own["special"]
+        self.special: bool | tuple[int, ...] = (
+            special if isinstance(special, bool) else tuple(llama.vocab.as_tokens(special).tolist())
+        )
         self.processors = as_processors(own["logits_processor"])
         self.stopping_criteria = _criteria(own["stopping_criteria"])
         # Prompts that are computed in other portions are rounded otherwise: by default nobody must be able to tell.
@@ -90,6 +112,9 @@ class CompletionRequest:
             raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
 
         self.ids = _prompt_ids(llama, prompt, own["suffix"])
+        self.overflow = Overflow(llama, own["overflow"], own["n_keep"])
+        self.ids = self.overflow.fit(self.ids, self.max_tokens)
+        self.speculation = llama._speculation(own["speculative"])
         self.room = _room(llama, len(self.ids))
         self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
         self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
@@ -100,7 +125,8 @@ class CompletionRequest:
     @property
     def limit(self) -> int:
         """Tokens that can be generated: the last one need not be decoded."""
-        return self.room + 1 if self.max_tokens is None else min(self.max_tokens, self.room + 1)
+        most = ENDLESS if self.overflow.rule == "shift" else self.room + 1
+        return most if self.max_tokens is None else min(self.max_tokens, most)
 
     @property
     def records(self) -> int | None:
@@ -109,6 +135,12 @@ class CompletionRequest:
             return 0
         return self.logprobs
 
+    def parser(self, text: str, reason: FinishReason, stop: object) -> Callable[[], Any] | None:
+        """What makes the value that a text stands for; None where there is none, or the text is not complete."""
+        if self.form is None or self.form.parser is None or reason != "stop" or stop is not None:
+            return None
+        return functools.partial(self.form.parse, text[len(self.prompt_text) :])
+
     def seed_of(self, index: int) -> int:
         """The seed of one of the texts."""
         return (self.seed + index) % _N_SEEDS
@@ -116,6 +148,19 @@ class CompletionRequest:
     def chain(self, index: int) -> Chain:
         """The samplers of one of the texts."""
         return build_chain(self.params, self.vocab, self.seed_of(index))
+
+
+def _form(sampling: dict[str, Any], own: dict[str, Any]) -> Form | None:
+    """The form that the text must have; its grammar becomes one of the arguments of sampling."""
+    asked = {name: own[name] for name in ("json_schema", "response_format", "regex", "choices")}
+    if all(value is None for value in asked.values()):
+        return None
+    from pyllm.structured import form_of  # only here: most texts have none
+
+    form = form_of(grammar=sampling.get("grammar"), **asked)
+    if form is not None:
+        sampling["grammar"] = form.grammar
+    return form
 
 
 def _max_tokens(value: int | None) -> int | None:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pyllm.completion.cache import OWNER
 from pyllm.completion.parallel import ParallelRun
 from pyllm.completion.pieces import Finished, Piece
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
 from pyllm.errors import InvalidArgumentError
-from pyllm.types import Chunk, Completion, Timings, Usage
+from pyllm.types import Chunk, Completion, Speculation, Timings, Usage
 
 if TYPE_CHECKING:
     from pyllm.llama import Llama, Tokens
@@ -37,6 +38,7 @@ class CompletionSession:
                 f"best_of={self.request.best_of} with n={self.request.n} chooses when all texts are complete; "
                 "it cannot be streamed"
             )
+        self.owner = OWNER.get()
         self.aborted = False
         self.runs: list[SingleRun] = []
         self.parallel: ParallelRun | None = None
@@ -50,6 +52,7 @@ class CompletionSession:
             if self.runs and not self.runs[-1].results:
                 self.runs[-1].remember()
         finally:
+            self.llama._cache.settle()
             self.llama._release()
 
     def abort(self) -> None:
@@ -120,7 +123,13 @@ class CompletionSession:
             timings=Timings(
                 sum(part.prompt_ms for part in parts), sum(part.generation_ms for part in parts), n_generated
             ),
+            speculation=_total([run.speculation for run in self.runs]),
             model=request.model,
             id=request.id,
             created=request.created,
         )
+
+
+def _total(parts: list[Speculation | None]) -> Speculation | None:
+    given = [part for part in parts if part is not None]
+    return sum(given[1:], given[0]) if given else None

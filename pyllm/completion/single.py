@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from pyllm.core.sampler import Sampler
 from pyllm.errors import DecodeAborted, InvalidArgumentError, NoKVSlotError
 from pyllm.processors.base import process, reset
 from pyllm.sampling import accept_prompt
-from pyllm.types import Choice, FinishReason, Logprobs
+from pyllm.types import Choice, FinishReason, Logprobs, Speculation
 
 if TYPE_CHECKING:
     from pyllm.completion.session import CompletionSession
@@ -35,11 +35,14 @@ class SingleRun:
         request = session.request
         self.session, self.request, self.llama, self.index = session, request, session.llama, index
         self.chain = request.first_chain if index == 0 else request.chain(index)
-        self.recorder = None if request.records is None else Recorder(self.llama.vocab, request.records)
+        self.recorder = (
+            None if request.records is None else Recorder(self.llama.vocab, request.records, request.special)
+        )
         self.text = [request.prompt_text]
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
         self.ended: FinishReason | None = None
+        self.shifted = False
         self.generation: Generation | None = None
         self.results: list[Finished] = []
 
@@ -68,23 +71,37 @@ class SingleRun:
         llama, request = self.llama, self.request
         cache, ids = llama._cache, request.ids
         scores_prompt = request.echo and self.recorder is not None
-        if scores_prompt or not request.cache_prompt:
+        if scores_prompt or not request.cache_prompt or self._drafts_from_features:
             cache.forget()
-        self.cached = cache.reuse(ids)
+        self.cached = cache.reuse(ids, self.session.owner)
         start = self.cached
         if scores_prompt and self.recorder is not None:
+            cache.vacate()
             score_prompt(llama.context, ids, self.recorder)
             self.recorder.end_prompt(len(request.prompt_text))
             start = len(ids) - 1
-        generation = Generation(llama.context, self._sampler(), stop=request.stop)
-        generation.prefill(ids[start:])
+        generation = self._new_generation(ids[:start])
+        cache.prefill(generation, ids, start)
         return generation
+
+    @property
+    def _drafts_from_features(self) -> bool:
+        speculator, params = self.llama._speculator, self.request.speculation
+        return speculator is not None and params is not None and speculator.reads_features(params)
+
+    def _new_generation(self, past: NDArray[np.int32]) -> Generation:
+        """A text that goes on where the memory has these tokens."""
+        request, speculator = self.request, self.llama._speculator
+        options: dict[str, Any] = {"stop": request.stop, "special": request.special}
+        if request.speculation is None or speculator is None or (len(past) and self._drafts_from_features):
+            return Generation(self.llama.context, self._sampler(), **options)
+        return speculator.generation(request.speculation, self._sampler(), past, request.limit, **options)
 
     def _encoded(self) -> Generation:
         # The prompt goes through the encoder, the answer begins with a token of its own.
         context, model = self.llama.context, self.llama.model
         context.memory.clear(data=False)
-        generation = Generation(context, self._sampler(), stop=self.request.stop)
+        generation = Generation(context, self._sampler(), stop=self.request.stop, special=self.request.special)
         context.encode(Batch.from_arrays(self.request.ids, outputs="all"))
         start = model.decoder_start_token
         if start is None:
@@ -116,9 +133,13 @@ class SingleRun:
     def _run(self, generation: Generation) -> None:
         started = time.perf_counter()
         try:
-            generation.run(self.request.limit)
-        except NoKVSlotError:
-            pass  # the context is full: the text ends here, by length
+            while True:
+                try:
+                    generation.run(self.request.limit - generation.n_generated)
+                    break
+                except NoKVSlotError:
+                    if not self._make_room(generation):
+                        break  # the context is full: the text ends here, by length
         except DecodeAborted:
             if not self.session.aborted:
                 raise
@@ -135,12 +156,14 @@ class SingleRun:
         watched = bool(request.processors or request.stopping_criteria)
         ids = request.ids
         if watched:
-            ids = np.concatenate([ids, np.zeros(limit, np.int32)])
+            ids = np.concatenate([ids, np.zeros(min(limit, self.llama.context.n_ctx), np.int32)])
         filled = len(request.ids)
         while generation.n_generated < limit and generation.finish_reason is None and self.ended is None:
             if self.session.aborted:
                 self.ended = "abort"
                 return
+            if watched and filled == len(ids):
+                ids = np.concatenate([ids, np.zeros_like(ids)])
             started = time.perf_counter()
             token = self._step(generation, ids[: filled + 1])
             self.generation_ms += 1000 * (time.perf_counter() - started)
@@ -156,14 +179,15 @@ class SingleRun:
         try:
             if watched or self.recorder is not None:
                 generation.decode_next()
-                row = self.llama.context.logits[-1]
+                row = self.llama.context.logits[generation.row]
                 # What the model said is reported, not what processors make of it.
                 raw = row.copy() if self.recorder is not None and request.processors else row
             if request.processors:
                 process(request.processors, _read_only(ids[:-1]), row)  # type: ignore[arg-type]
             token = generation.step()
         except NoKVSlotError:
-            return None
+            # Processors have not run yet: it is the decode before them that found no room.
+            return self._step(generation, ids) if self._make_room(generation) else None
         except DecodeAborted:
             if not self.session.aborted:
                 raise
@@ -180,6 +204,14 @@ class SingleRun:
             if any(bool(criterion(seen, row)) for criterion in request.stopping_criteria):  # type: ignore[arg-type]
                 self.ended = "stop"
         return token
+
+    def _make_room(self, generation: Generation) -> bool:
+        """Whether the text can go on in a context that was full."""
+        if self.llama._cache.make_room():
+            return True
+        shifted = self.request.overflow.shift(generation, self.request.ids)
+        self.shifted = self.shifted or shifted
+        return shifted
 
     def pieces(self) -> Iterator[Piece]:
         """Pieces of the text as they become final; the last has the reason of the end."""
@@ -201,9 +233,23 @@ class SingleRun:
     def _take(self) -> Logprobs | None:
         return self.recorder.take() if self.recorder is not None and self.request.logprobs is not None else None
 
+    @property
+    def speculation(self) -> Speculation | None:
+        """How drafts went; None where there were none to be made."""
+        generation = self.generation
+        if self.request.speculation is None:
+            return None
+        from pyllm.core.speculative_generation import SpeculativeGeneration  # most calls need nothing of it
+
+        if not isinstance(generation, SpeculativeGeneration):
+            return None
+        return Speculation(generation.n_drafts, generation.n_drafted, generation.n_accepted, generation.n_paused)
+
     def remember(self) -> None:
         """Note what is in the KV cache now; also where the text was left before its end."""
-        if self.generation is not None and not self.llama.model.has_encoder:
+        # After a shift the cache holds what was computed when it still saw what is gone: no prompt leads to that.
+        if self.generation is not None and not self.llama.model.has_encoder and not self.shifted:
+            self.generation.settle()
             self.llama._cache.remember(np.concatenate([self.request.ids, self.generation.tokens]))
 
     def finished(self) -> Finished:
@@ -231,6 +277,7 @@ class SingleRun:
             index=self.index,
             stop=str(stopped) if stopped is not None else None,
             logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
+            parser=request.parser(text, reason, stopped),
         )
         self.results = [Finished(choice, 0.0 if recorder is None else recorder.mean)]
         return self.results[0]

@@ -1,0 +1,138 @@
+"""Files with the state of a text: what it is, its tokens, and the KV cache of one sequence; no logits."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.errors import InvalidArgumentError, StateError
+from pyllm.version import __version__
+
+if TYPE_CHECKING:
+    from pyllm.llama import Llama
+
+_MAGIC = b"pyllmTX1"
+
+# How a file begins: magic, bytes of the header, which is JSON, number of tokens, bytes of the state. Behind these
+# three stands the CRC-32 of everything before it.
+_START = struct.Struct("<8sQQQ")
+_END = struct.Struct("<I")
+
+
+@dataclass(frozen=True, slots=True)
+class SavedText:
+    """What such a file holds.
+
+    Attributes:
+        header: What was said about it, plain JSON.
+        tokens: What the KV cache was computed from, int32.
+        state: As :meth:`pyllm.core.state.State.save` gives it; empty where nothing was kept.
+    """
+
+    header: dict[str, Any]
+    tokens: NDArray[np.int32]
+    state: bytes
+
+
+def facts(llama: Llama) -> dict[str, Any]:
+    """By what a file recognizes its model and how it was used."""
+    model, context = llama.model, llama.context
+    if context.control_vector:
+        raise InvalidArgumentError("with a control vector nothing can be saved: a file could not tell which one it was")
+    return {
+        "model": [model.description, model.n_params, model.size, model.n_vocab],
+        "adapters": [[os.path.basename(adapter.path), float(scale)] for adapter, scale in context.adapters],
+        "causal_attn": context.causal_attn,
+    }
+
+
+def write(path: str | os.PathLike[str], llama: Llama, kind: str, saved: SavedText) -> int:
+    """Write a file; one that is there is replaced when the new one is complete.
+
+    Returns:
+        int: Its size in bytes.
+    """
+    header = {"kind": kind, "pyllm": __version__, **facts(llama), **saved.header}
+    text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    parts = (
+        _START.pack(_MAGIC, len(text), len(saved.tokens), len(saved.state)),
+        text,
+        np.ascontiguousarray(saved.tokens, "<i4").tobytes(),
+        saved.state,
+    )
+    checksum = 0
+    for part in parts:
+        checksum = zlib.crc32(part, checksum)
+    target = os.path.realpath(os.fsdecode(path))
+    temporary = os.path.join(os.path.dirname(target), f".pyllm-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            for part in (*parts, _END.pack(checksum)):
+                file.write(part)
+            size = file.tell()
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    return size
+
+
+def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
+    """Read a file, and check all of it that can be checked without llama.cpp.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StateError: It is damaged, of another kind, or of another model.
+    """
+    name = os.fsdecode(path)
+    with open(name, "rb") as file:
+        data = file.read()
+    if data[:8] != _MAGIC or len(data) < _START.size + _END.size:
+        raise StateError(f"{name!r} is no file that was saved here, or is cut off: it has {len(data)} bytes")
+    _, n_header, n_tokens, n_state = _START.unpack_from(data)
+    size = _START.size + n_header + 4 * n_tokens + n_state + _END.size
+    if len(data) != size:
+        raise StateError(f"{name!r} is damaged: it has {len(data)} bytes instead of {size}")
+    view = memoryview(data)
+    if zlib.crc32(view[: -_END.size]) != _END.unpack_from(data, size - _END.size)[0]:
+        raise StateError(f"{name!r} is damaged: its checksum does not agree")
+    start = _START.size
+    try:
+        header = json.loads(data[start : start + n_header].decode("utf-8", "surrogatepass"))
+    except ValueError as error:
+        raise StateError(f"{name!r} is damaged: {error}") from None
+    start += n_header
+    tokens = np.frombuffer(data, "<i4", n_tokens, start).astype(np.int32)
+    _check(name, header, tokens, llama, kind)
+    return SavedText(header, tokens, data[start + 4 * n_tokens : size - _END.size])
+
+
+def _check(name: str, header: Any, tokens: NDArray[np.int32], llama: Llama, kind: str) -> None:
+    if not isinstance(header, dict) or header.get("kind") != kind:
+        found = header.get("kind") if isinstance(header, dict) else header
+        raise StateError(f"{name!r} holds a {found}, not a {kind}")
+    own = json.loads(json.dumps(facts(llama)))
+    if header.get("model") != own["model"]:
+        raise StateError(f"{name!r} was saved with another model: {_first(header)}, not {_first(own)}")
+    for key in ("adapters", "causal_attn"):
+        if header.get(key) != own[key]:
+            raise StateError(f"{name!r} was saved with {key}={header.get(key)}, and here they are {own[key]}")
+    n_vocab, n_ctx = llama.context.n_vocab, llama.context.n_ctx_seq
+    if len(tokens) and (tokens.min() < 0 or tokens.max() >= n_vocab):
+        raise StateError(f"{name!r} is damaged: it holds tokens that are not among the {n_vocab} of the vocabulary")
+    if len(tokens) > n_ctx:
+        raise StateError(f"{name!r} holds {len(tokens)} tokens, and the context has room for n_ctx={n_ctx}")
+
+
+def _first(header: dict[str, Any]) -> str:
+    model = header.get("model")
+    return f"{model[0]} with {model[1]} parameters" if isinstance(model, list) and len(model) > 1 else repr(model)

@@ -1,0 +1,305 @@
+"""Conversations: turns, undo, forks, and what is left of them when something goes wrong."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from pyllm import Llama, errors
+from pyllm.conversation import Conversation
+from pyllm.llama import StreamOpenError
+
+SHORT = {"max_tokens": 6, "temperature": 0}
+USER = {"role": "user", "content": "the people"}
+
+
+@pytest.fixture
+def llm(tiny_model):
+    with Llama(tiny_model, n_ctx=512, n_threads=1) as llm:
+        yield llm
+
+
+class TestChat:
+    def test_turns(self, llm):
+        talk = llm.conversation("anna", system="the number", **SHORT)
+        assert isinstance(talk, Conversation) and talk.system == "the number" and len(talk.tokens) == 0
+        first = talk.say("the people")
+        assert talk.messages == [
+            {"role": "system", "content": "the number"},
+            USER,
+            {"role": "assistant", "content": first.text},
+        ]
+        second = talk.say("the time")
+        # What was said before is not computed again.
+        assert second.usage.cached_tokens >= len(first.tokens) + first.usage.prompt_tokens - 2
+        # It is the chat that it would be without a memory.
+        again = llm.create_chat_completion(talk.messages[:-1], **SHORT)
+        assert again.text == second.text and again.usage.prompt_tokens == second.usage.prompt_tokens
+
+    def test_a_copy_cannot_be_changed(self, llm):
+        talk = llm.conversation("anna")
+        talk.say("the people", **SHORT)
+        talk.messages.clear()
+        talk.messages[0]["content"] = "another"
+        assert talk.messages[0] == USER and len(talk.messages) == 2
+
+    def test_streams(self, llm):
+        said = llm.conversation("said", **SHORT).say("the people")
+        talk = llm.conversation("streamed", **SHORT)
+        chunks = list(talk.stream("the people"))
+        assert "".join(chunk.text for chunk in chunks) == said.text == chunks[-1].completion.text
+        assert talk.messages == llm.conversation("said").messages
+
+    def test_a_stream_that_is_left(self, llm):
+        talk = llm.conversation("anna", max_tokens=40, temperature=0)
+        stream = talk.stream("the people")
+        text = next(stream).text + next(stream).text
+        with pytest.raises(StreamOpenError, match="'anna'"):
+            talk.say("the time")
+        with pytest.raises(StreamOpenError):
+            llm.conversation("ben").say("the time")
+        stream.close()
+        assert talk.messages == [USER, {"role": "assistant", "content": text}]
+        assert llm.conversation("ben").messages == []
+        assert talk.say("the time", **SHORT).usage.cached_tokens > 10
+        # One that was not begun has said nothing.
+        talk.stream("never")
+        assert len(talk.messages) == 4
+
+    def test_messages_of_other_kinds(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        talk.say([USER, {"role": "assistant", "content": "the time"}, {"role": "user", "content": "the water"}])
+        assert [message["role"] for message in talk.messages] == ["user", "assistant", "user", "assistant"]
+        with pytest.raises(errors.InvalidArgumentError, match="nothing to answer"):
+            talk.say()
+        with pytest.raises(errors.InvalidArgumentError, match="nothing to answer"):
+            talk.say({"role": "assistant", "content": "the time"})
+        with pytest.raises(errors.InvalidArgumentError, match="role"):
+            talk.say({"role": "nobody", "content": "the time"})
+        assert len(talk.messages) == 4
+        talk.say({"role": "user", "content": [{"type": "text", "text": "the people"}]})
+        assert len(talk.messages) == 6
+
+    def test_undo(self, llm):
+        talk = llm.conversation("anna", system="the number", **SHORT)
+        talk.say("the people")
+        before = talk.messages
+        answer = talk.say("the time")
+        assert talk.undo() == [{"role": "user", "content": "the time"}, {"role": "assistant", "content": answer.text}]
+        assert talk.messages == before
+        again = talk.say("the time")
+        assert again.text == answer.text and again.usage.cached_tokens == again.usage.prompt_tokens - 1
+        talk.undo(), talk.undo()
+        assert talk.messages == [{"role": "system", "content": "the number"}]
+        with pytest.raises(errors.InvalidArgumentError, match="nobody has said anything"):
+            talk.undo()
+
+    def test_fork(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        talk.say("the people look at the number")
+        other = talk.fork("other")
+        mine, theirs = talk.say("the time"), other.say("the water")
+        assert mine.usage.cached_tokens > 15 and theirs.usage.cached_tokens > 15
+        assert talk.messages[:2] == other.messages[:2] and talk.messages[2] != other.messages[2]
+        assert other.defaults == talk.defaults
+        with pytest.raises(errors.InvalidArgumentError, match="'other' already"):
+            talk.fork("other")
+
+    def test_reset(self, llm):
+        talk = llm.conversation("anna", system="the number", **SHORT)
+        first = talk.say("the people")
+        talk.reset()
+        assert talk.messages == [{"role": "system", "content": "the number"}] and len(talk.tokens) == 0
+        again = talk.say("the people")
+        assert again.text == first.text and again.usage.cached_tokens == 0
+
+
+class TestText:
+    def test_it_grows(self, llm):
+        talk = llm.conversation("story", **SHORT)
+        first = talk.complete("the people look")
+        second = talk.complete()
+        whole = llm("the people look", max_tokens=12, temperature=0)
+        assert (first.tokens + second.tokens, first.text + second.text) == (whole.tokens, whole.text)
+        assert talk.text == "the people look" + whole.text
+        # All but the last token of the answer, which was chosen and not computed, is there.
+        assert second.usage.cached_tokens == second.usage.prompt_tokens - 1
+        third = talk.complete(" at the time")
+        assert third.usage.cached_tokens >= len(whole.tokens)
+
+    def test_undo_and_fork(self, llm):
+        talk = llm.conversation("story", **SHORT)
+        talk.complete("the people look")
+        text = talk.text
+        other = talk.fork("other")
+        second = talk.complete(" at the water")
+        assert talk.undo() == [] and talk.text == text == other.text
+        assert other.complete(" at the water").text == second.text
+
+    def test_it_is_no_chat(self, llm):
+        talk = llm.conversation("story", **SHORT)
+        talk.complete("the people")
+        with pytest.raises(errors.InvalidArgumentError, match="is a text: use complete"):
+            talk.say("the people")
+        chat = llm.conversation("chat", **SHORT)
+        chat.say("the people")
+        with pytest.raises(errors.InvalidArgumentError, match="is a chat: use say"):
+            chat.complete("the people")
+
+
+class TestNames:
+    def test_they_are_found_again(self, llm):
+        talk = llm.conversation("anna", system="the number", temperature=0)
+        assert llm.conversation("anna") is talk and llm.conversations == {"anna": talk}
+        assert llm.conversation("anna", system="the number", temperature=0) is talk
+        with pytest.raises(errors.InvalidArgumentError, match="'the number' already"):
+            llm.conversation("anna", system="another")
+        with pytest.raises(errors.InvalidArgumentError, match="overflow='error' already"):
+            llm.conversation("anna", overflow="shift")
+        with pytest.raises(errors.InvalidArgumentError, match="top_k in a turn"):
+            llm.conversation("anna", top_k=3)
+
+    @pytest.mark.parametrize("name", ["", None, 3])
+    def test_bad_names(self, llm, name):
+        with pytest.raises(errors.InvalidArgumentError, match="name of a conversation"):
+            llm.conversation(name)
+
+    @pytest.mark.parametrize("arguments", [{"stream": True}, {"n": 2}, {"best_of": 3}, {"messages": []}])
+    def test_what_a_turn_cannot_be_asked(self, llm, arguments):
+        with pytest.raises(errors.InvalidArgumentError):
+            llm.conversation("anna", **arguments)
+        talk = llm.conversation("ben")
+        for call in (talk.say, talk.complete, lambda text, **given: list(talk.stream(text, **given))):
+            with pytest.raises((errors.InvalidArgumentError, TypeError)):
+                call("the people", **arguments)
+        assert talk.messages == [] and talk.text == ""
+
+    def test_bad_overflow(self, llm):
+        with pytest.raises(errors.InvalidArgumentError, match="overflow must be one of"):
+            llm.conversation("anna", overflow="sometimes")
+        assert llm.conversations == {}
+
+
+class TestTrouble:
+    def test_a_turn_that_fails_leaves_it_as_it_was(self, llm):
+        def fail(ids, logits):
+            raise ZeroDivisionError
+
+        talk, other = llm.conversation("anna", **SHORT), llm.conversation("ben", **SHORT)
+        talk.say("the people"), other.say("the water")
+        before = talk.messages
+        for turn in (talk.say, lambda text, **given: list(talk.stream(text, **given))):
+            with pytest.raises(ZeroDivisionError):
+                turn("the time", logits_processor=fail)
+            with pytest.raises(errors.UnknownArgumentError):
+                turn("the time", temprature=0)
+            with pytest.raises(errors.InvalidArgumentError, match="n_ctx=512"):
+                turn("the people " * 300)
+        assert talk.messages == before
+        # And both go on with what they have.
+        assert talk.say("the time").usage.cached_tokens > 5
+        assert other.say("the time").usage.cached_tokens > 10
+
+    def test_somebody_decodes_in_between(self, llm):
+        from pyllm import Batch
+
+        talk, other = llm.conversation("anna", **SHORT), llm.conversation("ben", **SHORT)
+        talk.say("the people"), other.say("the water")
+        expected = llm.create_chat_completion([*talk.messages, USER], **SHORT).text
+        llm.context.memory.clear()
+        llm.context.decode(Batch.from_arrays([300, 301, 302]))
+        # What the host keeps is believed, what was in the context is not.
+        completion = talk.say("the people")
+        assert completion.text == expected
+        assert other.say("the people").usage.cached_tokens >= 0
+
+    def test_close(self, llm):
+        with llm.conversation("anna", **SHORT) as talk:
+            talk.say("the people")
+        assert talk.closed and llm.conversations == {} and len(talk.tokens) == 0
+        talk.close()
+        for call in (talk.say, talk.complete, talk.undo, talk.reset, lambda: talk.save("x"), lambda: talk.fork("y")):
+            with pytest.raises(errors.ClosedError, match="'anna' is closed"):
+                call()
+        # The name is free again, and nothing is left of it.
+        assert llm.conversation("anna", **SHORT).say("the people").usage.cached_tokens == 0
+
+    def test_a_closed_llama(self, tiny_model):
+        llm = Llama(tiny_model, n_ctx=256, n_threads=1)
+        talk = llm.conversation("anna", **SHORT)
+        talk.say("the people")
+        llm.close()
+        with pytest.raises(errors.ClosedError):
+            talk.say("the time")
+        assert len(talk.messages) == 2
+        talk.close()
+
+    def test_reprs(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        assert repr(talk) == "<Conversation 'anna', 0 messages>"
+        talk.complete("the people")
+        assert "tokens" in repr(talk)
+        talk.close()
+        assert "closed" in repr(talk)
+
+
+class TestMemory:
+    def test_the_host_keeps_to_its_limit(self, tiny_model):
+        with Llama(tiny_model, n_ctx=256, n_threads=1, conversation_bytes=40_000) as llm:
+            talks = [llm.conversation(str(i), **SHORT) for i in range(8)]
+            for i, talk in enumerate(talks):
+                talk.say(f"{i} {i} the people look at the number of the time")
+                assert sum(text.host_bytes for text in llm._cache.kept) <= 40_000
+            kept = [len(talk.tokens) > 0 for talk in talks]
+            # The newest are there.
+            assert kept[-2:] == [True, True] and not kept[0] and kept == sorted(kept)
+            assert talks[0].say("the time").usage.cached_tokens < 30
+
+    def test_a_full_context_makes_room(self, tiny_model):
+        """What conversations keep in the context is moved when a text needs the cells."""
+        with Llama(tiny_model, n_ctx=256, n_threads=1, n_seq_max=4, kv_unified=True) as llm:
+            bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+            for name in ("anna", "ben", "carl"):
+                llm.conversation(name, **SHORT).complete("the people look at the number " * 2)
+            assert sum(text.seq_id is not None for text in llm._cache.kept) == 2
+            long = llm("the water", temperature=0, logit_bias=bias)
+            assert long.usage.total_tokens == 257
+            assert all(text.seq_id is None for text in llm._cache.kept)
+            with Llama(tiny_model, n_ctx=256, n_threads=1) as fresh:
+                assert fresh("the water", temperature=0, logit_bias=bias).tokens == long.tokens
+            for name in ("anna", "ben", "carl"):
+                completion = llm.conversation(name).complete()
+                assert completion.usage.cached_tokens == completion.usage.prompt_tokens - 1
+
+    def test_several_texts_at_once(self, tiny_model):
+        with Llama(tiny_model, n_ctx=256, n_threads=1, n_seq_max=4, kv_unified=True) as llm:
+            talk = llm.conversation("anna", **SHORT)
+            talk.complete("the people look at the number")
+            three = llm("the water of the world", max_tokens=8, seed=1, n=3)
+            assert [llm("the water of the world", max_tokens=8, seed=1 + i).tokens for i in range(3)] == [
+                choice.tokens for choice in three.choices
+            ]
+            completion = talk.complete()
+            assert completion.usage.cached_tokens == completion.usage.prompt_tokens - 1
+
+    def test_no_warnings_in_the_log(self, llm, caplog):
+        caplog.set_level(logging.WARNING)
+        talk, other = llm.conversation("anna", **SHORT), llm.conversation("ben", **SHORT)
+        for _ in range(3):
+            talk.say("the people"), other.say("the water")
+        assert caplog.records == []
+
+
+@pytest.mark.model
+def test_a_real_chat(smollm2):
+    with Llama(smollm2, n_ctx=1024, n_threads=2) as llm:
+        told = [{"role": "user", "content": "My name is {}."}, {"role": "assistant", "content": "Hello, {}!"}]
+        question = {"role": "user", "content": "What is my name?"}
+        for _ in range(2):
+            for name in ("Anna", "Ben"):
+                talk = llm.conversation(name, temperature=0, max_tokens=6)
+                before = [{**message, "content": message["content"].format(name)} for message in told]
+                completion = talk.say([*before, question] if not talk.messages else question)
+                assert name in completion.text
+        assert completion.usage.cached_tokens > 50
