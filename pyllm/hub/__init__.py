@@ -1,4 +1,4 @@
-"""Models by name: pull them once, verify them, find them again.
+"""Models by name, from wherever they are: pull them once, verify them, find them again.
 
 Example:
     >>> from pyllm import hub
@@ -7,9 +7,11 @@ Example:
 """
 
 from pyllm.hub.cache import Record, cache_dir, read_record
+from pyllm.hub.https import UnverifiedModelWarning
 from pyllm.hub.progress import Progress
 from pyllm.hub.registry import ALIASES, DEFAULT_MODEL, KnownModel, lookup
-from pyllm.hub.resolve import looks_like_path, resolve
+from pyllm.hub.resolve import is_reference, looks_like_path, resolve
+from pyllm.hub.source import Offer
 from pyllm.hub.store import ListedModel, list_models, pull, remove
 
 __all__ = [
@@ -17,9 +19,12 @@ __all__ = [
     "DEFAULT_MODEL",
     "KnownModel",
     "ListedModel",
+    "Offer",
     "Progress",
     "Record",
+    "UnverifiedModelWarning",
     "cache_dir",
+    "is_reference",
     "list_models",
     "looks_like_path",
     "lookup",

@@ -5,6 +5,7 @@ Layout below the cache folder::
     smollm2/<file>.gguf         appears by an atomic rename, when it is complete and verified
     smollm2/<file>.gguf.json    its record
     smollm2/LICENSE             licence texts that came with it
+    url/<key>/<file>.gguf       from a web address, by a key made of it; likewise pypi/<package>-<version>/
     .work/smollm2/              what a pull has so far; only the holder of the lock touches it
     .work/smollm2.lock
 """
@@ -25,6 +26,7 @@ from pyllm.hub.progress import Progress
 from pyllm.hub.registry import KnownModel
 
 _EXTRA_HINT = 'the model cache needs {name}: pip install "pyllm[hub]"'
+_WORK = ".work"
 # What the systems say for a full disk, a full quota and a file over the size limit.
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -34,7 +36,7 @@ class Record:
     """What is known about a cached model; kept as JSON beside it.
 
     Attributes:
-        alias: The alias it was pulled under.
+        alias: The alias, or the reference, that it was pulled under.
         file: The name of the file.
         size: Its size in bytes.
         sha256: Its digest, checked when it was pulled.
@@ -74,7 +76,12 @@ def model_path(model: KnownModel) -> Path:
 
 def work_dir(model: KnownModel) -> Path:
     """Where a pull of this model keeps what it has so far."""
-    return cache_dir() / ".work" / model.alias
+    return work_folder(model.alias)
+
+
+def work_folder(key: str) -> Path:
+    """Where a pull under this key keeps what it has so far."""
+    return cache_dir() / _WORK / key
 
 
 def is_cached(model: KnownModel) -> bool:
@@ -95,7 +102,11 @@ def read_record(model: KnownModel) -> Record | None:
     Returns:
         The record, or None where there is none or it cannot be read.
     """
-    path = model_path(model)
+    return read_record_of(model_path(model))
+
+
+def read_record_of(path: Path) -> Record | None:
+    """The record of a file in the cache, or None where there is none or it cannot be read."""
     try:
         fields = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
         return Record(**{**fields, "packages": tuple(fields["packages"])})
@@ -116,8 +127,6 @@ def publish(model: KnownModel, source: Path, kept: dict[str, Path]) -> Path:
     Returns:
         Where it lies now.
     """
-    target = model_path(model)
-    target.parent.mkdir(parents=True, exist_ok=True)
     record = Record(
         alias=model.alias,
         file=model.file,
@@ -127,6 +136,22 @@ def publish(model: KnownModel, source: Path, kept: dict[str, Path]) -> Path:
         packages=tuple(wheel.requirement for wheel in model.wheels),
         source_sha256=model.pieces[0].sha256 if model.conversion else None,
     )
+    return publish_file(source, model_path(model), record, kept)
+
+
+def publish_file(source: Path, target: Path, record: Record, kept: dict[str, Path]) -> Path:
+    """Make a complete file visible, after its record and what is kept beside it.
+
+    Args:
+        source: The file, on the same file system.
+        target: Where it goes.
+        record: What is known about it.
+        kept: The files to keep beside it, by name.
+
+    Returns:
+        Where it lies now.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     record_file = source.with_name("record.json")
     record_file.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
     for name, path in kept.items():
@@ -150,28 +175,34 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def locked(model: KnownModel, progress: Progress) -> contextlib.AbstractContextManager[None]:
+    """Hold the right to write this model; see :func:`locked_key`."""
+    return locked_key(model.alias, model.alias, progress)
+
+
 @contextlib.contextmanager
-def locked(model: KnownModel, progress: Progress) -> Iterator[None]:
-    """Hold the right to write this model, against other threads and other processes.
+def locked_key(key: str, label: str, progress: Progress) -> Iterator[None]:
+    """Hold the right to write one model, against other threads and other processes.
 
     The system drops the lock when its holder dies, so a killed pull blocks nobody.
 
     Args:
-        model: The model.
+        key: The name of its work folder.
+        label: What the model is called.
         progress: Told when somebody else holds the lock.
     """
     try:
         import filelock
     except ImportError as error:
         raise MissingDependencyError(_EXTRA_HINT.format(name="filelock")) from error
-    folder = work_dir(model).parent
+    folder = cache_dir() / _WORK
     with disk_errors(folder, "lock it", 0):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{model.alias}.lock")
+        lock = filelock.FileLock(folder / f"{key}.lock")
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
-            progress(0, 0, f"waiting for another pull of {model.alias}")
+            progress(0, 0, f"waiting for another pull of {label}")
             lock.acquire()
     try:
         yield

