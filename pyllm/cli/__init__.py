@@ -1,4 +1,4 @@
-"""The command line: ``pyllm run``, ``pull``, ``list``, ``inspect`` and ``doctor``."""
+"""The command line: ``pyllm run``, ``chat``, ``pull``, ``list``, ``inspect``, ``doctor`` and others."""
 
 from __future__ import annotations
 

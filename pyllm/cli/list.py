@@ -16,7 +16,7 @@ _PIPE_WIDTH = 1000
 def list_(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the known models and say which of them are here."""
+    """List the known models, and all others that are here: of the Hugging Face hub, from the web, of Ollama."""
     from pyllm import hub
 
     models = hub.list_models()

@@ -9,12 +9,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pyllm.cli.chat import chat
 from pyllm.cli.doctor import doctor
+from pyllm.cli.embed import embed
 from pyllm.cli.inspect import inspect
 from pyllm.cli.list import list_
 from pyllm.cli.output import is_verbose, note
 from pyllm.cli.pull import pull
+from pyllm.cli.rerank import rerank
+from pyllm.cli.rm import rm
 from pyllm.cli.run import run
+from pyllm.cli.tokenize import tokenize
 from pyllm.errors import PyllmError
 
 _FAILED = 1
@@ -65,8 +70,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run)
+app.command()(chat)
 app.command()(pull)
 app.command("list")(list_)
+app.command()(rm)
+app.command()(embed)
+app.command()(rerank)
+app.command()(tokenize)
 app.command()(inspect)
 app.command()(doctor)
 

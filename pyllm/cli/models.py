@@ -10,13 +10,14 @@ from pyllm.cli.output import human_size, progress_bar
 
 if TYPE_CHECKING:
     from pyllm.hub.registry import KnownModel
+    from pyllm.hub.source import Offer
 
 
 def find_model(name: str, *, yes: bool) -> Path:
-    """The file that was named; a known model that is not here is pulled after asking.
+    """The file that was named; a model that is not here is pulled after asking.
 
     Args:
-        name: A path or an alias.
+        name: A path, an alias or a reference.
         yes: Pull without asking.
 
     Returns:
@@ -28,7 +29,7 @@ def find_model(name: str, *, yes: bool) -> Path:
     from pyllm import hub
     from pyllm.errors import ModelNotFoundError
 
-    def agreed(model: KnownModel) -> bool:
+    def agreed(model: KnownModel | Offer) -> bool:
         if yes:
             return True
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
@@ -36,11 +37,10 @@ def find_model(name: str, *, yes: bool) -> Path:
                 f"{model.alias} is not in the cache and nobody can be asked; "
                 f"run `pyllm pull {model.alias}` first, or add --yes"
             )
-        return _confirm(
-            f"{model.description} is not here. Download {human_size(model.download_size)} ({model.licence})?"
-        )
+        size = human_size(model.download_size) if model.download_size else "it"
+        return _confirm(f"{model.description} is not here. Download {size} (licence: {model.licence})?")
 
-    def pull_with_bar(model: KnownModel) -> bool:
+    def pull_with_bar(model: KnownModel | Offer) -> bool:
         if not agreed(model):
             return False
         with progress_bar() as progress:

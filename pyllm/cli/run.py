@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyllm.cli.models import find_model
+from pyllm.cli.options import ModelOptions, SamplingOptions, StructureOptions, read_text, with_options
 from pyllm.cli.output import set_verbose
 from pyllm.hub.registry import DEFAULT_MODEL
 
@@ -18,38 +21,42 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTH = 128
 _STDIN = "-"
-# llama.cpp takes the largest 32-bit number for "choose one".
-_MAX_SEED = 2**32 - 2
+_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 
 
+@with_options
 def run(
+    model_options: ModelOptions,
+    sampling: SamplingOptions,
+    structure: StructureOptions,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.", show_default=DEFAULT_MODEL)
     ] = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - or nothing reads standard input.")
     ] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", metavar="FILE", help="A file with the prompt.")] = None,
     n_predict: Annotated[
         int, typer.Option("--n-predict", "--predict", "-n", min=-1, help="Tokens at most; -1: as many as fit.")
     ] = _DEFAULT_LENGTH,
-    temp: Annotated[
-        float | None, typer.Option("--temp", min=0, help="Temperature; 0 always takes the likeliest.")
+    reverse_prompt: Annotated[
+        list[str] | None,
+        typer.Option("--reverse-prompt", "-r", help="End after this text; may be repeated."),
     ] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")] = None,
-    top_p: Annotated[
-        float | None, typer.Option("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this probability.")
-    ] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option("--min-p", min=0, max=1, help="Keep tokens with this share of the best one's probability."),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option("--seed", "-s", min=0, max=_MAX_SEED, help="Same seed, same text.", show_default="random"),
-    ] = None,
-    ctx_size: Annotated[int | None, typer.Option("--ctx-size", "-c", min=1, help="Context length in tokens.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads.")] = None,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
+    display_prompt: Annotated[
+        bool, typer.Option("--display-prompt/--no-display-prompt", help="Print the prompt before the text.")
+    ] = False,
+    escape: Annotated[
+        bool, typer.Option("--escape/--no-escape", "-e", help=r"Read \n, \t, \" and the like in the prompt.")
+    ] = False,
+    prompt_cache: Annotated[
+        Path | None,
+        typer.Option("--prompt-cache", metavar="FILE", help="Keep what is computed here, for the next run."),
+    ] = None,
+    prompt_cache_ro: Annotated[
+        bool, typer.Option("--prompt-cache-ro", help="Read the prompt cache, and do not write it.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log on stderr.")] = False,
@@ -60,30 +67,67 @@ def run(
     Nothing but generated text goes to standard output.
     """
     set_verbose(verbose)
-    model, prompt = _split(model, prompt)
-    text = _read_prompt(prompt)
+    model, prompt = _split(model, prompt, prompt_is_elsewhere=file is not None)
+    text = _read_prompt(prompt, file)
+    if escape:
+        text = unescape(text)
+    reverse = tuple(reverse_prompt or ())
+    options = {
+        **sampling.arguments(),
+        **structure.arguments(),
+        "max_tokens": None if n_predict < 0 else n_predict,
+        "stop": (*reverse, *(stop or ())),
+        "echo": display_prompt,
+    }
+    arguments = model_options.arguments()
     path = find_model(model, yes=yes)
-    sampling = {"temperature": temp, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    options: dict[str, Any] = {key: value for key, value in sampling.items() if value is not None}
-    options |= {"max_tokens": None if n_predict < 0 else n_predict, "stop": tuple(stop or ())}
+    if "draft" in arguments:
+        arguments["draft"] = find_model(arguments["draft"], yes=yes)
+    if prompt_cache is not None:
+        options["cache_prompt"] = True
     from pyllm import Llama
 
-    with Llama(path, n_ctx=ctx_size, n_threads=threads) as llm:
+    with Llama(path, **arguments) as llm, _cached(llm, prompt_cache, write=not prompt_cache_ro):
         if json:
-            _print_json(llm, text, options, model=str(path))
+            _print_json(llm, text, options, reverse, model=str(path))
         else:
-            _stream(llm, text, options)
+            _stream(llm, text, options, reverse)
 
 
-def _split(model: str | None, prompt: str | None) -> tuple[str, str | None]:
+def unescape(text: str) -> str:
+    r"""Read backslash sequences as llama.cpp's programs do: \n, \r, \t, \', \", \\ and \xHH; others stay."""
+    parts, i = [], 0
+    while i < len(text):
+        if text[i] == "\\" and text[i + 1 : i + 2] in _ESCAPES and i + 1 < len(text):
+            parts.append(_ESCAPES[text[i + 1]])
+            i += 2
+        elif text[i : i + 2] == "\\x" and _is_hex(text[i + 2 : i + 4]):
+            parts.append(chr(int(text[i + 2 : i + 4], 16)))
+            i += 4
+        else:
+            parts.append(text[i])
+            i += 1
+    return "".join(parts)
+
+
+def _is_hex(digits: str) -> bool:
+    return len(digits) == 2 and all(digit in "0123456789abcdefABCDEF" for digit in digits)
+
+
+def _split(model: str | None, prompt: str | None, *, prompt_is_elsewhere: bool) -> tuple[str, str | None]:
     """Tell the model from the prompt where only one argument is given."""
     from pyllm import hub
 
     if model is None:
         return DEFAULT_MODEL, None
-    if prompt is not None:
+    if prompt is not None or prompt_is_elsewhere:
         return model, prompt
-    if model.lower() in hub.ALIASES or model.endswith(".gguf") or _is_file(model):
+    if (
+        model.lower() in hub.ALIASES
+        or model.endswith(".gguf")
+        or (":" in model and hub.is_reference(model))
+        or _is_file(model)
+    ):
         return model, None
     return DEFAULT_MODEL, model
 
@@ -95,7 +139,11 @@ def _is_file(text: str) -> bool:
         return False  # too long for a path, or with a null character: a prompt
 
 
-def _read_prompt(prompt: str | None) -> str:
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    if file is not None:
+        if prompt is not None:
+            raise typer.BadParameter("give the prompt as an argument or with --file, not both")
+        return read_text(file, "--file")
     if prompt is not None and prompt != _STDIN:
         return prompt
     if prompt is None and (sys.stdin is None or sys.stdin.isatty()):
@@ -108,23 +156,41 @@ def _read_prompt(prompt: str | None) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _stream(llm: Llama, text: str, options: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _cached(llm: Llama, path: Path | None, *, write: bool) -> Iterator[None]:
+    """Load what an earlier run has computed, and save it afterwards."""
+    if path is not None and path.exists():
+        llm.load_state(path)
+    yield
+    if path is not None and write:
+        llm.save_state(path)
+
+
+def _stream(llm: Llama, text: str, options: dict[str, Any], reverse: tuple[str, ...]) -> None:
     last = ""
     for chunk in llm.stream(text, **options):
-        if chunk.text:
-            sys.stdout.write(chunk.text)
+        piece = chunk.text
+        if chunk.completion is not None:
+            piece += _found(chunk.completion.stop, reverse)
+        if piece:
+            sys.stdout.write(piece)
             sys.stdout.flush()
-            last = chunk.text
+            last = piece
     if sys.stdout.isatty() and not last.endswith("\n"):
         print()
 
 
-def _print_json(llm: Llama, text: str, options: dict[str, Any], *, model: str) -> None:
+def _found(stop: str | None, reverse: tuple[str, ...]) -> str:
+    """A reverse prompt is shown, as llama.cpp's programs do; another stop string is not."""
+    return stop if stop is not None and stop in reverse else ""
+
+
+def _print_json(llm: Llama, text: str, options: dict[str, Any], reverse: tuple[str, ...], *, model: str) -> None:
     from json import dumps
 
     completion = llm(text, **options)
     result = {
-        "text": completion.text,
+        "text": completion.text + _found(completion.stop, reverse),
         "tokens": completion.tokens,
         "finish_reason": completion.finish_reason,
         "usage": {**asdict(completion.usage), "total_tokens": completion.usage.total_tokens},

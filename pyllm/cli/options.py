@@ -1,0 +1,285 @@
+"""The flags that several commands share: of the model, its context and sampling. Their names are llama.cpp's own.
+
+A command asks for them with one parameter for each group::
+
+    @with_options
+    def run(prompt: ..., model_options: ModelOptions, sampling: SamplingOptions) -> None: ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+# llama.cpp takes the largest 32-bit number for "choose one".
+MAX_SEED = 2**32 - 2
+_MODEL = "Model and context"
+_SAMPLING = "Sampling"
+_STRUCTURE = "Structure"
+
+
+def _model(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_MODEL, **settings)
+
+
+def _sampling(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_SAMPLING, **settings)
+
+
+def _structure(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_STRUCTURE, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How the model is loaded and its context made."""
+
+    ctx_size: Annotated[
+        int | None, _model("--ctx-size", "-c", min=0, help="Context length in tokens; 0: as trained.")
+    ] = None
+    batch_size: Annotated[int | None, _model("--batch-size", "-b", min=1, help="Tokens per call of decode.")] = None
+    ubatch_size: Annotated[
+        int | None, _model("--ubatch-size", "-ub", min=1, help="Tokens computed at once, physically.")
+    ] = None
+    threads: Annotated[int | None, _model("--threads", "-t", min=1, help="CPU threads.")] = None
+    threads_batch: Annotated[int | None, _model("--threads-batch", "-tb", min=1, help="CPU threads for prompts.")] = (
+        None
+    )
+    gpu_layers: Annotated[
+        int | None, _model("--gpu-layers", "-ngl", "--n-gpu-layers", help="Layers on GPUs; -1: all.")
+    ] = None
+    cache_type_k: Annotated[str | None, _model("--cache-type-k", "-ctk", help="Type of the keys in the cache.")] = None
+    cache_type_v: Annotated[str | None, _model("--cache-type-v", "-ctv", help="Type of the values in the cache.")] = (
+        None
+    )
+    flash_attn: Annotated[str | None, _model("--flash-attn", "-fa", metavar="on|off|auto", help="Flash attention.")] = (
+        None
+    )
+    lora: Annotated[list[str] | None, _model("--lora", metavar="FILE", help="A LoRA adapter; may be repeated.")] = None
+    lora_scaled: Annotated[
+        list[str] | None, _model("--lora-scaled", metavar="FILE:SCALE", help="A LoRA adapter and its scale.")
+    ] = None
+    model_draft: Annotated[
+        str | None,
+        _model("--model-draft", "-md", "--draft", metavar="MODEL", help="A small model that drafts tokens."),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`pyllm.Llama`; what was not given is not among them."""
+        values: dict[str, Any] = {
+            "n_ctx": self.ctx_size,
+            "n_batch": self.batch_size,
+            "n_ubatch": self.ubatch_size,
+            "n_threads": self.threads,
+            "n_threads_batch": self.threads_batch,
+            "n_gpu_layers": self.gpu_layers,
+            "type_k": self.cache_type_k,
+            "type_v": self.cache_type_v,
+            "flash_attn_type": None if self.flash_attn is None else _flash_attn(self.flash_attn),
+            "lora": self._adapters() or None,
+            "draft": self.model_draft,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def _adapters(self) -> list[tuple[str, float]]:
+        adapters = [(path, 1.0) for item in self.lora or () for path in item.split(",") if path]
+        for item in self.lora_scaled or ():
+            for part in item.split(","):
+                path, separator, scale = part.rpartition(":")
+                if not separator or not path:
+                    raise typer.BadParameter(f"--lora-scaled takes FILE:SCALE, not {part!r}")
+                adapters.append((path, _number(scale, "--lora-scaled")))
+        return adapters
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are chosen."""
+
+    temp: Annotated[
+        float | None, _sampling("--temp", "--temperature", min=0, help="Temperature; 0: always the likeliest.")
+    ] = None
+    top_k: Annotated[int | None, _sampling("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")] = None
+    top_p: Annotated[
+        float | None, _sampling("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this probability.")
+    ] = None
+    min_p: Annotated[
+        float | None,
+        _sampling("--min-p", min=0, max=1, help="Keep tokens with this share of the best one's probability."),
+    ] = None
+    top_n_sigma: Annotated[
+        float | None, _sampling("--top-nsigma", "--top-n-sigma", help="Keep logits so near the best one.")
+    ] = None
+    typical: Annotated[
+        float | None, _sampling("--typical", "--typical-p", min=0, max=1, help="Locally typical sampling; 1 is off.")
+    ] = None
+    xtc_probability: Annotated[
+        float | None, _sampling("--xtc-probability", min=0, max=1, help="Probability of leaving out likely tokens.")
+    ] = None
+    xtc_threshold: Annotated[
+        float | None, _sampling("--xtc-threshold", min=0, max=1, help="From which probability on XTC does so.")
+    ] = None
+    repeat_last_n: Annotated[
+        int | None, _sampling("--repeat-last-n", min=0, help="Tokens that the penalties look back at.")
+    ] = None
+    repeat_penalty: Annotated[
+        float | None, _sampling("--repeat-penalty", min=0, help="Divides logits of tokens seen; 1 is off.")
+    ] = None
+    presence_penalty: Annotated[
+        float | None, _sampling("--presence-penalty", help="Subtracted once for tokens seen; 0 is off.")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, _sampling("--frequency-penalty", help="Subtracted for each occurrence; 0 is off.")
+    ] = None
+    dry_multiplier: Annotated[
+        float | None, _sampling("--dry-multiplier", min=0, help="Strength of DRY against repetition; 0 is off.")
+    ] = None
+    mirostat: Annotated[int | None, _sampling("--mirostat", min=0, max=2, help="Mirostat 1 or 2; 0 is off.")] = None
+    mirostat_lr: Annotated[float | None, _sampling("--mirostat-lr", min=0, help="Mirostat's eta.")] = None
+    mirostat_ent: Annotated[float | None, _sampling("--mirostat-ent", min=0, help="Mirostat's tau.")] = None
+    logit_bias: Annotated[
+        list[str] | None,
+        _sampling("--logit-bias", "-l", metavar="ID+BIAS", help="15043+1: likelier; 15043-inf: never."),
+    ] = None
+    samplers: Annotated[str | None, _sampling("--samplers", metavar="A;B;C", help="The samplers and their order.")] = (
+        None
+    )
+    seed: Annotated[
+        int | None,
+        _sampling("--seed", "-s", min=-1, max=MAX_SEED, help="Same seed, same text; -1 is random."),
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Fields of :class:`pyllm.SamplingParams`; what was not given is not among them."""
+        values: dict[str, Any] = {
+            "temperature": self.temp,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "top_n_sigma": self.top_n_sigma,
+            "typical_p": self.typical,
+            "xtc_probability": self.xtc_probability,
+            "xtc_threshold": self.xtc_threshold,
+            "repeat_last_n": self.repeat_last_n,
+            "repeat_penalty": self.repeat_penalty,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "dry_multiplier": self.dry_multiplier,
+            "mirostat": self.mirostat,
+            "mirostat_eta": self.mirostat_lr,
+            "mirostat_tau": self.mirostat_ent,
+            "logit_bias": dict(map(_bias, self.logit_bias)) if self.logit_bias else None,
+            "samplers": self.samplers.split(";") if self.samplers is not None else None,
+            "seed": None if self.seed == -1 else self.seed,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructureOptions:
+    """What form the text must have."""
+
+    grammar: Annotated[str | None, _structure("--grammar", help="A GBNF grammar that the text must follow.")] = None
+    grammar_file: Annotated[Path | None, _structure("--grammar-file", metavar="FILE", help="A grammar's file.")] = None
+    json_schema: Annotated[
+        str | None, _structure("--json-schema", "-j", help="A JSON schema that the text must follow; {}: any JSON.")
+    ] = None
+    json_schema_file: Annotated[
+        Path | None, _structure("--json-schema-file", "-jf", metavar="FILE", help="A schema's file.")
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """``grammar`` or ``json_schema``, or nothing."""
+        given = [
+            (flag, value)
+            for flag, value in (
+                ("--grammar", self.grammar),
+                ("--grammar-file", self.grammar_file),
+                ("--json-schema", self.json_schema),
+                ("--json-schema-file", self.json_schema_file),
+            )
+            if value is not None
+        ]
+        if not given:
+            return {}
+        if len(given) > 1:
+            raise typer.BadParameter(f"give only one of {' and '.join(flag for flag, _ in given)}")
+        flag, value = given[0]
+        text = read_text(value, flag) if isinstance(value, Path) else value
+        return {"grammar" if "grammar" in flag else "json_schema": text}
+
+
+def read_text(path: Path, flag: str) -> str:
+    """The text of a file that was named by a flag, without its last line end.
+
+    Raises:
+        typer.BadParameter: It cannot be read, or is not UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{flag}: cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{flag}: {path} is not UTF-8: {error}") from error
+    return text.removesuffix("\n").removesuffix("\r")
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Let a command have each parameter of a type above as one flag for each of its fields."""
+    hints = get_type_hints(function, include_extras=True)
+    signature = inspect.signature(function)
+    parameters, groups = [], {}
+    for name, parameter in signature.parameters.items():
+        kind = hints[name]
+        if kind not in (ModelOptions, SamplingOptions, StructureOptions):
+            parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        groups[name] = kind
+        fields = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=fields[field.name]
+                )
+            )
+
+    @functools.wraps(function)
+    def command(**arguments: Any) -> None:
+        for name, kind in groups.items():
+            arguments[name] = kind(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(kind)})
+        function(**arguments)
+
+    command.__signature__ = signature.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del command.__wrapped__  # typer must not look behind it
+    return command
+
+
+def _bias(text: str) -> tuple[int, float]:
+    match = re.fullmatch(r"\s*(\d+)\s*([+-])\s*(inf|[\d.eE+-]+)\s*", text)
+    if match is None:
+        raise typer.BadParameter(f"--logit-bias takes TOKEN_ID+BIAS or TOKEN_ID-BIAS, not {text!r}")
+    value = _number(match[3], "--logit-bias")
+    return int(match[1]), -value if match[2] == "-" else value
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{flag}: {text!r} is not a number") from None
+
+
+def _flash_attn(text: str) -> str:
+    names = {"on": "enabled", "off": "disabled", "auto": "auto", "1": "enabled", "0": "disabled", "-1": "auto"}
+    if text.lower() not in names:
+        raise typer.BadParameter(f"--flash-attn takes on, off or auto, not {text!r}")
+    return names[text.lower()]
