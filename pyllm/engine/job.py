@@ -1,0 +1,152 @@
+"""A request on its way through the engine, and what its caller holds of it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pyllm.completion.pieces import Finished
+from pyllm.completion.request import CompletionRequest
+from pyllm.types import Chunk, Completion, Timings, Usage
+
+if TYPE_CHECKING:
+    from pyllm.engine.engine import Engine
+    from pyllm.engine.texts import Text
+
+# What a caller gets: a chunk, or how it ended.
+Event = Chunk | BaseException
+
+
+class Job:
+    """A request that an engine works at.
+
+    It is what :meth:`pyllm.engine.Engine.submit` gives: iterate over it for the chunks of a stream, or wait for
+    :meth:`result`. Any thread may :meth:`cancel` it.
+
+    Attributes:
+        id: The name of its completion.
+        request: What was asked for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: CompletionRequest,
+        priority: int,
+        listener: Callable[[Event], None] | None,
+        streamed: bool,
+    ) -> None:
+        self._engine = engine
+        self.request = request
+        self.id = request.id
+        self.priority = priority
+        self.streamed = streamed
+        self.texts: list[Text] = []
+        self.submitted = time.perf_counter()
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self.cancelled = False
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._listener = listener
+        self._done = threading.Event()
+        self._completion: Completion | None = None
+        self._error: BaseException | None = None
+
+    # ---- for the caller
+
+    def result(self, timeout: float | None = None) -> Completion:
+        """Wait until it is complete.
+
+        Raises:
+            TimeoutError: It is not, after so many seconds; it goes on.
+            Exception: What ended it.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"the request has not ended after {timeout} seconds")
+        if self._error is not None:
+            raise self._error
+        assert self._completion is not None
+        return self._completion
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Its chunks as they come; the last one has the completion. A loop that is left cancels it."""
+        try:
+            while True:
+                event = self._events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                yield event
+                if event.completion is not None:
+                    return
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """End it within a step, whether it waits or runs. It gives what it has, with the finish_reason "abort"."""
+        self._engine._cancel(self)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self._done.is_set()
+
+    # ---- for the engine
+
+    def emit(self, text: Text) -> None:
+        """Hand on what has become final of a text."""
+        request = self.request
+        if not self.streamed and text.reason is None:
+            return
+        piece = text.piece()
+        if piece is None:
+            return
+        completion = self._assembled() if all(each.reason is not None for each in self.texts) else None
+        self._put(
+            Chunk(
+                text=piece.text,
+                tokens=piece.tokens,
+                finish_reason=piece.finish_reason,
+                completion=completion,
+                index=piece.index,
+                logprobs=piece.logprobs,
+                model=request.model,
+                id=request.id,
+                created=request.created,
+            )
+        )
+        if completion is not None:
+            self._completion = completion
+            self._done.set()
+
+    def fail(self, error: BaseException) -> None:
+        """It ends with an error."""
+        self._error = error
+        self._put(error)
+        self._done.set()
+
+    def _put(self, event: Event) -> None:
+        if self._listener is not None:
+            self._listener(event)
+        elif self.streamed:
+            self._events.put(event)
+
+    def _assembled(self) -> Completion:
+        request, now = self.request, time.perf_counter()
+        finished: list[Finished] = [text.finished() for text in self.texts]
+        n_generated = sum(len(one.choice.tokens) for one in finished)
+        best = finished
+        if len(finished) > request.n:
+            best = sorted(finished, key=lambda one: -one.mean_logprob)[: request.n]
+        first = self.first_token or now
+        return Completion(
+            choices=tuple(replace(one.choice, index=i) for i, one in enumerate(best)),
+            usage=Usage(len(request.ids), n_generated, self.texts[0].cached),
+            timings=Timings(1000 * (first - (self.started or first)), 1000 * (now - first), n_generated),
+            model=request.model,
+            id=request.id,
+            created=request.created,
+        )

@@ -1,0 +1,63 @@
+"""Where requests are computed that must not depend on what else runs: one after another, in a context of its own.
+
+Sums are rounded by the shape of a batch and by the place of a token in the KV cache, and in a busy batch both depend on
+others. Here both are the same each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pyllm.core.context import Context
+from pyllm.engine.runner import Runner
+from pyllm.engine.texts import Text
+
+# Prompts are read in portions of always this size, whatever else there is to do.
+PORTION = 64
+
+
+class Lane:
+    """Runs one text at a time.
+
+    Args:
+        make_context: Makes its context, when the first text comes.
+    """
+
+    def __init__(self, make_context: Callable[[], Context]) -> None:
+        self._make_context = make_context
+        self._runner: Runner | None = None
+        self._current: Text | None = None
+
+    def step(self, texts: list[Text]) -> tuple[Text, int, bool]:
+        """Compute the next portion of the first text.
+
+        Args:
+            texts: Those that wait or run here, not empty.
+
+        Returns:
+            tuple: The text, how many of its tokens were computed, and whether one was chosen after them.
+        """
+        if self._runner is None:
+            self._runner = Runner(self._make_context())
+        if self._current is None:
+            self._current = min(texts, key=lambda text: text.task.rank)
+            self._runner.context.memory.clear(data=False)
+            self._current.task.seq = 0
+        text = self._current
+        n = min(text.task.n_left, PORTION)
+        ready = self._runner.decode([(text, n)])
+        text.task.n_computed += n
+        if ready:
+            self._runner.sample(ready)
+        return text, n, bool(ready)
+
+    def forget(self, text: Text) -> None:
+        """A text has ended."""
+        text.task.seq = None
+        if text is self._current:
+            self._current = None
+
+    def close(self) -> None:
+        """Free its context."""
+        if self._runner is not None:
+            self._runner.context.close()

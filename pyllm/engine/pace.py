@@ -1,0 +1,46 @@
+"""How many tokens of prompts a step takes, so that running texts are not kept waiting longer than wished."""
+
+from __future__ import annotations
+
+_LEAST = 8
+
+
+class Pace:
+    """Learns how long steps take.
+
+    Args:
+        n_batch: Tokens of a step at most.
+        target_ms: How long a step may take while texts are being generated; None: as long as it does.
+        n_prompt: Tokens of prompts in a step beside texts, at most and at first.
+    """
+
+    def __init__(self, n_batch: int, target_ms: float | None, n_prompt: int) -> None:
+        self.n_batch = n_batch
+        self.target_ms = target_ms
+        self.most = min(n_prompt, n_batch)
+        self.n_prompt = self.most if target_ms is None else min(64, self.most)
+        self._step_ms: float | None = None  # without prompts
+        self._token_ms: float | None = None  # of a prompt
+
+    def measured(self, n_texts: int, n_prompt: int, ms: float) -> None:
+        """A step has been made.
+
+        Args:
+            n_texts: Texts that got a token.
+            n_prompt: Tokens of prompts.
+            ms: How long it took.
+        """
+        if n_prompt == 0:
+            self._step_ms = _mean(self._step_ms, ms)
+        elif n_prompt >= _LEAST:
+            base = self._step_ms if n_texts and self._step_ms is not None else 0.0
+            self._token_ms = _mean(self._token_ms, max(ms - base, 0.05 * ms) / n_prompt)
+        if self.target_ms is None or self._token_ms is None:
+            return
+        left = self.target_ms - (self._step_ms or 0.0)
+        # A little less than would just fit: what goes on beside it takes time too.
+        self.n_prompt = max(_LEAST, min(self.most, int(0.8 * left / self._token_ms)))
+
+
+def _mean(old: float | None, new: float) -> float:
+    return new if old is None else 0.7 * old + 0.3 * new
