@@ -33,6 +33,7 @@ EXTRAS: dict[str, dict[str, list[str]]] = {
     "pyllm.core.fit": WITH_COMMON,
     "pyllm.core.grammar": WITH_COMMON,
     "pyllm.core.multimodal": {"libraries": ["mtmd"]},
+    "pyllm.core.reasoning": WITH_COMMON,
     "pyllm.core.speculative": WITH_COMMON,
 }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import upstream
+from benchmarks.grammar import grammar, their_grammar_text
 from benchmarks.harness import HEADER, ROOT, Comparison, child, compare, save
 from benchmarks.overhead import overhead
 from pyllm import hub
@@ -76,6 +77,31 @@ def comparisons(model: Path, threads: int, pairs: int, only: set[str], repetitio
             raise SystemExit(
                 f"the texts differ:\npyllm:            {texts['ours']!r}\nllama-completion: {texts['theirs']!r}"
             )
+    if "grammar" in only:
+        found.append(json_by_a_grammar(model, threads, pairs, common))
+    return found
+
+
+def json_by_a_grammar(model: Path, threads: int, pairs: int, common: tuple[str, ...]) -> Comparison:
+    """A greedy text that a grammar holds to JSON; the texts must agree."""
+    texts: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "people.gbnf"
+        file.write_text(grammar().text, encoding="utf-8")
+
+        def ours() -> float:
+            result = child("grammar", *common, "--n-ctx", "512", "--n-gen", "128")
+            texts["ours"] = str(result["text"]).strip()
+            return result["rate"]
+
+        def theirs() -> float:
+            rate, text = their_grammar_text(model, file, n_gen=128, threads=threads, n_ctx=512)
+            texts["theirs"] = text.replace("[end of text]", "").strip()
+            return rate
+
+        found = compare("JSON by a grammar 128", "tokens/s", "llama-completion", ours, theirs, pairs=pairs)
+    if texts["ours"] != texts["theirs"]:
+        raise SystemExit(f"the texts differ: {texts}")
     return found
 
 
@@ -127,7 +153,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="pp,tg,batched,text,perplexity,costs,overhead,processors,imports")
+    parser.add_argument(
+        "--only", default="pp,tg,batched,text,perplexity,grammar,costs,overhead,processors,prefix,imports"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/local/latest.json")
     args = parser.parse_args()
     only = set(args.only.split(","))
@@ -147,6 +175,12 @@ def main() -> None:
             f"processor: {name} (µs a token)" if not name.startswith("bitmask") else f"{name} (µs a row)": value
             for name, value in child("processors", "--threads", "1", "--repetitions", "9").items()
         }
+    if "prefix" in only:
+        common = ("--model", str(model), "--threads", str(args.threads), "--repetitions", "5")
+        costs |= child("prefix", *common, "--n-prompt", "2000", "--n-ctx", "4096")
+    if "grammar" in only:
+        common = ("--model", str(model), "--threads", str(args.threads), "--repetitions", str(args.pairs))
+        costs |= child("grammar-costs", *common, "--n-ctx", "512", "--n-gen", "128")
     if "imports" in only:
         costs |= {f"{name} (ms)": value for name, value in import_times(11).items()}
 

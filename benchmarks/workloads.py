@@ -16,6 +16,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.grammar import grammar_costs, grammar_text
+from benchmarks.prefix import prefix
 from benchmarks.processors import processors
 from pyllm import Batch, Chain, Context, Generation, Llama, Model
 from pyllm.core.samplers import Greedy
@@ -194,8 +196,11 @@ WORKLOADS = {
     "batched": batched,
     "text": greedy_text,
     "perplexity": perplexity_of_a_text,
+    "grammar": grammar_text,
+    "grammar-costs": grammar_costs,
     "costs": costs,
     "processors": processors,
+    "prefix": prefix,
 }
 
 

@@ -18,6 +18,7 @@ from pyllm.version import __version__
 
 if TYPE_CHECKING:
     from pyllm import errors
+    from pyllm.chat.types import ChatChunk, ChatCompletion, Message
     from pyllm.core.batch import Batch
     from pyllm.core.context import Context
     from pyllm.core.generation import Generation
@@ -44,10 +45,26 @@ _MODULES = {
     "Completion": "pyllm.types",
     "Chunk": "pyllm.types",
     "Usage": "pyllm.types",
+    "ChatChunk": "pyllm.chat.types",
+    "ChatCompletion": "pyllm.chat.types",
+    "Message": "pyllm.chat.types",
     "Timings": "pyllm.types",
     "PyllmError": "pyllm.errors",
 }
-_SUBMODULES = {"core", "enums", "errors", "eval", "hub", "interp", "memory", "processors", "sampling", "viz"}
+_SUBMODULES = {
+    "compat",
+    "core",
+    "engine",
+    "enums",
+    "errors",
+    "eval",
+    "hub",
+    "interp",
+    "memory",
+    "processors",
+    "sampling",
+    "viz",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -68,12 +85,15 @@ def __dir__() -> list[str]:
 __all__ = [
     "Batch",
     "Chain",
+    "ChatChunk",
+    "ChatCompletion",
     "Chunk",
     "Completion",
     "Context",
     "ContextParams",
     "Generation",
     "Llama",
+    "Message",
     "Model",
     "ModelParams",
     "PyllmError",

@@ -6,6 +6,8 @@ Each class is a :class:`PyllmError` and, beside it, the builtin exception that f
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class PyllmError(Exception):
     """The base of all pyllm errors.
@@ -64,8 +66,48 @@ class OutOfMemoryError(PyllmError, MemoryError):
     """llama.cpp could not allocate memory."""
 
 
+class InsufficientMemoryError(OutOfMemoryError):
+    """A model would not fit into memory; nothing was allocated.
+
+    Attributes:
+        needed: Bytes that it needs.
+        available: Bytes that can be used.
+        n_ctx: The largest context with which it would fit, in tokens; None where none is small enough.
+    """
+
+    def __init__(
+        self, *args: object, needed: int = 0, available: int = 0, n_ctx: int | None = None, **details: Any
+    ) -> None:
+        super().__init__(*args, **details)
+        self.needed = needed
+        self.available = available
+        self.n_ctx = n_ctx
+
+
 class GrammarError(PyllmError, ValueError):
     """A GBNF grammar could not be parsed."""
+
+
+class ChatTemplateError(PyllmError, ValueError):
+    """A chat template cannot be read, or refuses the messages that it was given.
+
+    Attributes:
+        line: The line of the template's source, from 1, or None where that is not known.
+        column: The column in that line, from 1, or None.
+    """
+
+    line: int | None = None
+    column: int | None = None
+
+
+class ChatParseError(PyllmError, ValueError):
+    """A model's answer is not what the format of its chat template allows.
+
+    Attributes:
+        text: The answer.
+    """
+
+    text: str = ""
 
 
 class InvalidArgumentError(PyllmError, ValueError):
@@ -89,6 +131,10 @@ class ModelNotFoundError(ModelLoadError, FileNotFoundError):
 
 class UnknownModelError(PyllmError, LookupError):
     """The name is neither a file nor the alias of a known model."""
+
+
+class VocabularyMismatchError(PyllmError, ValueError):
+    """A draft model has other tokens than the model it is to draft for."""
 
 
 class ContextError(PyllmError, RuntimeError):
@@ -137,6 +183,10 @@ class SamplerError(PyllmError, RuntimeError):
 
 class TokenizeError(PyllmError, ValueError):
     """Text could not be tokenized, or tokens could not be turned into text."""
+
+
+class EmbeddingError(PyllmError, ValueError):
+    """A vector cannot be given as asked: it is not finite, or is zero and has no direction."""
 
 
 class GGUFError(PyllmError, ValueError):

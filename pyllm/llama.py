@@ -2,53 +2,74 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm import loading
+from pyllm.chat.methods import ChatMethods
 from pyllm.completion import asynchronous
-from pyllm.completion.cache import PromptCache
+from pyllm.completion.cache import HOST_BYTES, PromptCache
 from pyllm.completion.session import CompletionSession
-from pyllm.core.batch import Batch
+from pyllm.conversation.methods import ConversationMethods
 from pyllm.core.context import Context
 from pyllm.core.model import Model
+from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.errors import InvalidArgumentError, PyllmError
+from pyllm.lora import Lora, LoraMethods
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.processors.base import LogitsProcessor
+from pyllm.speculation.methods import SpeculationMethods
 from pyllm.types import Chunk, Completion
 
-Tokens = Sequence[int] | NDArray[np.integer[Any]]
+if TYPE_CHECKING:
+    from pyllm.conversation.conversation import Conversation
+    from pyllm.core.adapter import LoraAdapter
 
-DEFAULT_N_CTX = 4096
+Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 
 class StreamOpenError(PyllmError, RuntimeError):
     """A Llama was used in the thread that has not finished its last stream."""
 
 
-class Llama:
+class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, SpeculationMethods):
     """A model with one context, for one user at a time.
 
     Threads may share a Llama: a call waits until the one before it is done, a stream counting as one call.
 
     Args:
-        model: The alias of a known model ("smollm2"), which is downloaded when it is not in the cache, or the path
-            of a GGUF file, or a :class:`pyllm.core.model.Model`, which stays open when this is closed.
-        n_ctx: Size of the context in tokens. None: the length the model was trained with, at most 4096.
+        model: The path of a GGUF file, or the alias of a known model ("smollm2"), or a reference like
+            "owner/repo:Q4_K_M" or "https://…/x.gguf#sha256=…", which are downloaded when they are not in the cache
+            (see :func:`pyllm.hub.resolve`); or a :class:`pyllm.core.model.Model`, which stays open when this is closed.
+        n_ctx: Size of the context in tokens. None: the length the model was trained with, as far as memory allows: on
+            devices llama.cpp's own fit, which chooses the layers for them too; on the host a quarter of what is free,
+            at most 4 GiB, but 4096 tokens in any case. 0: the length the model was trained with.
         seed: Seed for every generation that names none. None: a new random one each time.
         cache_prompt: Whether calls reuse what the KV cache has in common with their prompt; see `cache_prompt` of
             :meth:`create_completion`.
+        chat_template: A template for chats to use instead of the model's: Jinja source, a pathlib.Path, or "chatml".
+        conversation_bytes: Memory of the host for what conversations have computed, where the context has no sequence
+            for them.
+        lora: LoRA adapters to use: a path, a pair of path and scale, a list of these, or a dict of path to scale; see
+            :meth:`set_lora`.
+        check_memory: Refuse a model or a context that does not fit into memory, before anything is allocated.
+        draft: A smaller model with the same tokens, which guesses ahead: a name as that of `model`, or a Model, which
+            stays open when this is closed.
+        speculative: How to guess ahead: "ngram" looks for what the text had before, "draft" asks the draft model,
+            "mtp" the layers that some models have for it; or a :class:`pyllm.speculation.SpeculationParams`. None: the
+            draft model where there is one. The text stays the same; see `speculative` of :meth:`create_completion`.
         **params: Every argument of :class:`pyllm.core.model.Model` and :class:`pyllm.core.context.Context`.
 
     Raises:
         UnknownArgumentError: A keyword exists in neither; the message names the nearest one.
         UnknownModelError: The name is neither an alias nor a file.
         ModelLoadError: llama.cpp could not load the file; ``.log`` holds its own words.
+        InsufficientMemoryError: It would not fit into memory; the message says what would.
 
     Example:
         >>> llm = Llama("smollm2")
@@ -63,6 +84,12 @@ class Llama:
         n_ctx: int | None = None,
         seed: int | None = None,
         cache_prompt: bool | None = None,
+        chat_template: str | os.PathLike[str] | None = None,
+        lora: Lora | None = None,
+        check_memory: bool = True,
+        conversation_bytes: int = HOST_BYTES,
+        draft: str | os.PathLike[str] | Model | None = None,
+        speculative: Any = None,
         **params: Any,
     ) -> None:
         self._lock = threading.Lock()
@@ -72,7 +99,10 @@ class Llama:
         self._signalled = False
         self.seed = seed
         self.cache_prompt = cache_prompt
-        of_model, of_context = split_arguments(params, "Llama()", ModelParams, ContextParams)
+        self.chat_template = chat_template
+        of_model, of_context = split_arguments(params, "Llama()", ModelParams, ContextParams, owner=Llama)
+        if not isinstance(model, Model):
+            of_model = {**self._arguments_for(speculative), **of_model}
         self.model_params, self.context_params = ModelParams(**of_model), ContextParams(n_ctx=n_ctx, **of_context)
         self._owns_model = not isinstance(model, Model)
         if isinstance(model, Model):
@@ -82,21 +112,35 @@ class Llama:
         else:
             from pyllm import hub  # only here: a model that is loaded already needs none of it
 
-            self.model = Model(hub.resolve(model), **given(self.model_params))
-        if n_ctx is None:
-            n_ctx = min(self.model.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
+            path = hub.resolve(model)
+            self.model, fitted = loading.load(path, self.model_params, self.context_params, check=check_memory)
         try:
-            self.context = Context(self.model, **{**given(self.context_params), "n_ctx": n_ctx})
+            if isinstance(model, Model):
+                fitted = loading.with_n_ctx(model, self.context_params, check=check_memory)
+            self.context = Context(self.model, **given(fitted))
         except BaseException:
             if self._owns_model:
                 self.model.close()
             raise
         self.vocab = self.model.vocab
-        self._cache = PromptCache(self.context)
+        self._cache = PromptCache(self.context, conversation_bytes)
+        self._conversations: dict[str, Conversation] = {}
+        self._loras: dict[str, LoraAdapter] = {}
+        try:
+            if lora is not None:
+                self.set_lora(lora)
+            self._start_speculation(draft, speculative)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Free the context, and the model if it was loaded here. Closing twice is allowed."""
         self.context.close()
+        self._close_loras()
+        self._close_embedder()
+        self._close_speculator()
+        self._cache.close()
         if self._owns_model:
             self.model.close()
 
@@ -167,8 +211,24 @@ class Llama:
                 true. ids are all tokens so far, the newest included; logits the row it was chosen from, after
                 processors.
             sampler: A sampler to use instead of those the other arguments describe.
+            overflow: What happens when the context is too small. "error": a prompt that does not fit is an error,
+                and a text ends with finish_reason "length" where the context is full. "shift": when it is full, the
+                first `n_keep` tokens stay, half of the rest is forgotten, and the text goes on. "truncate_middle":
+                of a prompt that does not fit with its answer, only the first `n_keep` tokens and the end are used.
+            n_keep: How many tokens of the beginning stay. None: the one that begins a text, where the model has
+                one; -1: the whole prompt.
             cache_prompt: Whether to reuse what the KV cache has in common with the prompt. None: as the Llama was
                 made; and where that says None too, only for texts that are random anyway, without a seed.
+            special: Write control tokens as text: True for all, or the ids of those to write.
+            json_schema: The text is JSON that is valid by this schema: a dict, JSON, a pydantic model or TypeAdapter,
+                and with pydantic installed any type it knows; see :mod:`pyllm.structured`. `parsed` of the result
+                is the value.
+            response_format: As in OpenAI's API: ``{"type": "json_object"}`` or ``{"type": "json_schema", …}``.
+            regex: The whole text matches this regular expression of Python.
+            choices: The text is one of these.
+            speculative: How to guess ahead, as the argument of :class:`Llama`; False: not at all. None: as the Llama
+                was made. Each token is chosen as without: what differs is the rounding of logits that are computed
+                together, where two tokens are almost equally likely. Of several texts at once none is guessed ahead.
             **arguments: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
 
         Returns:
@@ -272,15 +332,12 @@ class Llama:
             if self._running is session:
                 self._signalled = True
                 self.context.abort()
+                self._abort_drafts()
 
     def _take_abort(self) -> None:
-        """Let an abort that came between two decodes end nobody else's: a decode of one token takes it."""
-        self._cache.forget()
-        memory = self.context.memory
-        memory.clear(data=False)
-        with contextlib.suppress(PyllmError):
-            self.context.decode(Batch.from_arrays([0], outputs="none"))
-        memory.clear(data=False)
+        """Let an abort that came between two decodes end nobody else's."""
+        self.context.clear_abort()
+        self._clear_abort_of_drafts()
 
 
 __all__ = ["Llama", "LogitsProcessor", "StreamOpenError"]

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import InvalidArgumentError, UnknownArgumentError
+
+if TYPE_CHECKING:
+    from pyllm.structured.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,10 @@ class ContextParams:
     n_batch: int | None = None
     n_ubatch: int | None = None
     n_seq_max: int | None = None
+    n_rs_seq: int | None = None
+    n_outputs_max: int | None = None
+    n_outputs_max_per_seq: int | None = None
+    reserve_outputs: int | None = None
     n_threads: int | None = None
     n_threads_batch: int | None = None
     rope_scaling_type: str | int | None = None
@@ -66,6 +74,9 @@ class ContextParams:
     op_offload: bool | None = None
     swa_full: bool | None = None
     kv_unified: bool | None = None
+    abort_callback: Callable[[], object] | None = None
+    capture: bool | None = None
+    poison_stale: bool | None = None
 
 
 # llama.cpp's own names of samplers, in the order in which its programs apply them.
@@ -157,7 +168,8 @@ class SamplingParams:
         adaptive_target: Prefer tokens near this probability, adapting over time; below 0 is off.
         adaptive_decay: How slowly that adapts, up to 0.99.
         logit_bias: Added to the logits of tokens, by id or by a text that is one token; ``-inf`` forbids one.
-        grammar: A GBNF grammar that the text must follow.
+        grammar: A grammar that the text must follow, in GBNF or as a :class:`pyllm.structured.Grammar`. It is asked
+            about each token that the samplers have chosen, and they choose again where it does not fit.
         samplers: The samplers to apply, in this order, by llama.cpp's names: those of :data:`SAMPLER_ORDER`,
             "infill" and "adaptive_p". None: :data:`SAMPLER_ORDER`.
         seed: None takes a random one.
@@ -192,7 +204,7 @@ class SamplingParams:
     adaptive_target: float = -1.0
     adaptive_decay: float = 0.9
     logit_bias: Mapping[int | str, float] | None = None
-    grammar: str | None = None
+    grammar: str | Grammar | None = None
     samplers: Sequence[str] | None = None
     seed: int | None = None
 
@@ -205,6 +217,8 @@ class SamplingParams:
             raise InvalidArgumentError(
                 f"dry_sequence_breakers must be a list of texts, not {self.dry_sequence_breakers!r}"
             )
+        if self.grammar is not None and not isinstance(self.grammar, str) and not hasattr(self.grammar, "sampler"):
+            raise InvalidArgumentError(f"grammar must be GBNF or a pyllm.structured.Grammar, not {self.grammar!r}")
         if self.seed is not None:
             _check_number("seed", self.seed, int, 0, 2**32 - 2)
         if self.samplers is not None:
@@ -260,8 +274,16 @@ def unknown_argument(name: str, known: Iterable[str], function: str) -> UnknownA
     return UnknownArgumentError(f"{function} has no argument {name!r}{hint}")
 
 
-def split_arguments(arguments: Mapping[str, Any], function: str, *classes: type) -> list[dict[str, Any]]:
+def split_arguments(
+    arguments: Mapping[str, Any], function: str, *classes: type, owner: Callable[..., Any] | None = None
+) -> list[dict[str, Any]]:
     """Sort keyword arguments into the dataclasses they belong to.
+
+    Args:
+        arguments: The keyword arguments.
+        function: What was called, for the error.
+        *classes: The dataclasses.
+        owner: What has arguments of its own beside them: they may be the ones that were meant.
 
     Raises:
         UnknownArgumentError: One belongs to none of them.
@@ -269,7 +291,8 @@ def split_arguments(arguments: Mapping[str, Any], function: str, *classes: type)
     names = [set(field_names(cls)) for cls in classes]
     for name in arguments:
         if not any(name in owned for owned in names):
-            raise unknown_argument(name, field_names(*classes), function)
+            own = () if owner is None else inspect.signature(owner).parameters
+            raise unknown_argument(name, [*field_names(*classes), *own], function)
     return [{name: value for name, value in arguments.items() if name in owned} for owned in names]
 
 

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.core.constrained import Constrained
 from pyllm.core.sampler import Chain, Sampler
 from pyllm.core.samplers import (
     DRY,
     XTC,
     AdaptiveP,
     Dist,
-    Grammar,
     Greedy,
     Infill,
     LogitBias,
@@ -43,7 +43,8 @@ def build_chain(params: SamplingParams, vocab: Vocab, seed: int) -> Chain:
     """Make the chain for one generation.
 
     Args:
-        params: What to apply; samplers that would change nothing are left out.
+        params: What to apply; samplers that would change nothing are left out. With a grammar they are inside of a
+            :class:`pyllm.core.constrained.Constrained`.
         vocab: The tokenizer of the model.
         seed: For the final choice, and for XTC.
 
@@ -51,12 +52,21 @@ def build_chain(params: SamplingParams, vocab: Vocab, seed: int) -> Chain:
         InvalidArgumentError: A token or text in logit_bias is not one of the vocabulary.
         GrammarError: The grammar cannot be parsed.
     """
+    chain = _choosers(params, vocab, seed)
+    if params.grammar is None:
+        return chain
+    from pyllm.structured.grammar import Grammar  # only here: most texts have none
+
+    grammar = Grammar(params.grammar) if isinstance(params.grammar, str) else params.grammar
+    return Chain(Constrained(vocab, grammar.sampler(vocab), chain, control_tokens=grammar.control_tokens))
+
+
+def _choosers(params: SamplingParams, vocab: Vocab, seed: int) -> Chain:
+    """The samplers without the grammar."""
     chain = Chain()
     biases = _biases(params.logit_bias or {}, vocab)
     if biases:
         chain.add(LogitBias(len(vocab), biases))
-    if params.grammar is not None:
-        chain.add(Grammar(vocab, params.grammar))
     if params.mirostat == 1:
         chain.add(Temp(params.temperature))
         return chain.add(Mirostat(len(vocab), seed, params.mirostat_tau, params.mirostat_eta))
@@ -78,9 +88,11 @@ def build_chain(params: SamplingParams, vocab: Vocab, seed: int) -> Chain:
 
 
 def accept_prompt(chain: Chain, ids: NDArray[np.int32]) -> None:
-    """Let those members of a chain count the prompt that look back at it: penalties and DRY."""
+    """Let those members of a chain count the prompt that look back at it: penalties and DRY, and no grammar."""
     for member in chain:
-        if isinstance(member, (Penalties, DRY)):
+        if isinstance(member, Constrained):
+            accept_prompt(member.samplers, ids)
+        elif isinstance(member, (Penalties, DRY)):
             for token in ids[-member.params["last_n"] :].tolist():
                 member.accept(token)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -53,6 +53,36 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """How the guesses went that were computed along with a text.
+
+    Attributes:
+        drafts: How many drafts were made.
+        drafted: Tokens in them.
+        accepted: How many of these became part of the text.
+        paused: Steps without a draft, because drafts had taken more time than they saved.
+    """
+
+    drafts: int
+    drafted: int
+    accepted: int
+    paused: int = 0
+
+    @property
+    def rate(self) -> float:
+        """The share of drafted tokens that were accepted, from 0 to 1."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    def __add__(self, other: Speculation) -> Speculation:
+        return Speculation(
+            self.drafts + other.drafts,
+            self.drafted + other.drafted,
+            self.accepted + other.accepted,
+            self.paused + other.paused,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Logprobs:
     """Log-probabilities of tokens, by the model's own logits: no processor or sampler has changed them.
 
@@ -93,6 +123,7 @@ class Choice:
         index: Its place among the choices.
         stop: The stop string that was found, or None.
         logprobs: Where they were asked for.
+        parser: What makes :attr:`parsed`.
     """
 
     text: str
@@ -102,6 +133,16 @@ class Choice:
     index: int = 0
     stop: str | None = None
     logprobs: Logprobs | None = None
+    parser: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def parsed(self) -> Any:
+        """The value that the text stands for, where a form was asked for: JSON, a pydantic object, a choice.
+
+        None where no such form was asked for, and where the text is not complete. Validators of a pydantic model may
+        raise ``pydantic.ValidationError``.
+        """
+        return None if self.parser is None else self.parser()
 
     def to_dict(self) -> dict[str, Any]:
         """In the shape of OpenAI's API."""
@@ -122,6 +163,7 @@ class Completion(Mapping[str, Any]):
         model: Name of the model's file.
         id: A name that no other completion has.
         created: When it was asked for, in seconds since 1970.
+        speculation: How drafts went, where they were made.
     """
 
     choices: tuple[Choice, ...]
@@ -130,6 +172,7 @@ class Completion(Mapping[str, Any]):
     model: str = field(default="", compare=False)
     id: str = field(default="", compare=False)
     created: int = field(default=0, compare=False)
+    speculation: Speculation | None = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -160,6 +203,11 @@ class Completion(Mapping[str, Any]):
     def logprobs(self) -> Logprobs | None:
         """See :class:`Choice`."""
         return self.choices[0].logprobs
+
+    @property
+    def parsed(self) -> Any:
+        """See :class:`Choice`."""
+        return self.choices[0].parsed
 
     def __str__(self) -> str:
         return self.text

@@ -296,10 +296,12 @@ def _t5(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
     m.add("attention.key_length", s.n_embd_head)
     m.add("attention.value_length", s.n_embd_head)
     m.add("attention.relative_buckets_count", n_buckets)
-    m.add("decoder_start_token_id", 0)
-    m.add("decoder_block_count", s.n_layer)
+    halves = ("enc", "dec") if m.arch == "t5" else ("enc",)
+    if "dec" in halves:
+        m.add("decoder_start_token_id", 0)
+        m.add("decoder_block_count", s.n_layer)
     m.embeddings(vocab)
-    for half in ("enc", "dec"):
+    for half in halves:
         m.norm(f"{half}.output_norm", s.n_embd)
         for i in range(s.n_layer):
             block = f"{half}.blk.{i}"
@@ -323,8 +325,9 @@ _BUILDERS = {
     "jamba": _jamba,
     "bert": _bert,
     "t5": _t5,
+    "t5encoder": _t5,
 }
-_VOCABS = {"bert": "wpm", "t5": "ugm"}
+_VOCABS = {"bert": "wpm", "t5": "ugm", "t5encoder": "ugm"}
 
 
 def write(
@@ -337,26 +340,28 @@ def write(
     vocab_size: int | None = None,
     pooling: str = "mean",
     chat_template: str | None = CHATML,
+    rerank_template: str | None = None,
     **sizes: int,
 ) -> Path:
     """Write a tiny random model.
 
     Args:
         path: Where to.
-        arch: One of `ARCHITECTURES`.
+        arch: One of `ARCHITECTURES`, or "t5encoder".
         seed: Seed of the weights.
         type: Tensor type of the large matrices, for example "Q8_0"; None is float32.
         vocab: "spm", "bpe", "wpm" or "ugm"; None is what the architecture usually has.
         vocab_size: Pad the vocabulary to that many tokens.
         pooling: How bert makes one vector of many; "rank" adds a classifier head, for reranking.
         chat_template: Jinja source of the chat template, or None.
+        rerank_template: How a reranker reads "{query}" and "{document}", or None.
         **sizes: Fields of `Sizes`.
 
     Returns:
         The path.
     """
     fields = dict(sizes)
-    if arch in ("bert", "t5"):
+    if arch in ("bert", "t5", "t5encoder"):
         # llama.cpp reads as many heads for keys as for queries there.
         fields.setdefault("n_head_kv", fields.get("n_head", Sizes.n_head))
     model = _Model(arch, Sizes(**fields), seed, type)
@@ -364,6 +369,8 @@ def write(
     words.add_to(model.writer)
     if chat_template is not None and arch in GENERATIVE:
         model.writer.add("tokenizer.chat_template", chat_template)
+    if rerank_template is not None:
+        model.writer.add("tokenizer.chat_template.rerank", rerank_template)
     _BUILDERS[arch](model, words, pooling=pooling)
     model.writer.write(path)
     return Path(path)

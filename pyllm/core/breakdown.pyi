@@ -5,6 +5,7 @@ from pyllm.core.context import Context
 @dataclass(frozen=True)
 class BufferMemory:
     buffer_type: str
+    device: str
     model: int
     context: int
     compute: int

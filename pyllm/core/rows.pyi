@@ -1,15 +1,23 @@
 from collections.abc import Iterable
+from typing import Self
+
+from typing_extensions import disjoint_base
 
 from pyllm.core.context import Context
 from pyllm.core.sampler import Sampler
 from pyllm.core.text_stream import TextStream
 
+@disjoint_base
 class Row:
-    sampler: Sampler
-    stream: TextStream
-    finish_reason: str | None
-    error: Exception | None
-    def __init__(self, sampler: Sampler, *, stop: Iterable[str] = (), special: bool | Iterable[int] = False) -> None: ...
+    def __new__(cls, sampler: Sampler, *, stop: Iterable[str] = (), special: bool | Iterable[int] = False) -> Self: ...
+    @property
+    def sampler(self) -> Sampler: ...
+    @property
+    def stream(self) -> TextStream: ...
+    @property
+    def finish_reason(self) -> str | None: ...
+    @property
+    def error(self) -> Exception | None: ...
     @property
     def n_generated(self) -> int: ...
     @property

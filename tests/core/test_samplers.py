@@ -475,10 +475,9 @@ def test_grammars_that_are_none(tiny_model, grammar):
         Grammar(tiny_model.vocab, grammar)
 
 
-def test_a_grammar_error_carries_llama_cpps_words(tiny_model):
-    with pytest.raises(errors.GrammarError) as caught:
+def test_a_grammar_error_names_the_place(tiny_model):
+    with pytest.raises(errors.GrammarError, match=r"line 1, column 10: there is no rule 'missing'"):
         Grammar(tiny_model.vocab, "root ::= missing")
-    assert any("missing" in line for line in caught.value.log)
 
 
 def test_a_token_that_the_grammar_forbids_is_an_error(tiny_model):

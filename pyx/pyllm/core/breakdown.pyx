@@ -16,12 +16,14 @@ class BufferMemory:
 
     Attributes:
         buffer_type: Name of the buffer type, e.g. "CPU" or "CUDA0".
+        device: Name of the device whose memory it is, or "host".
         model: Weights.
         context: KV cache or recurrent state, and outputs.
         compute: Room for intermediate results.
     """
 
     buffer_type: str
+    device: str
     model: int
     context: int
     compute: int
@@ -49,6 +51,19 @@ def memory_breakdown(Context context not None):
     while entry != found.end():
         data = dereference(entry).second
         name = (<bytes> ggml_backend.ggml_backend_buft_name(dereference(entry).first)).decode()
-        result.append(BufferMemory(name, data.model, data.context, data.compute))
+        device = _device_of(dereference(entry).first)
+        result.append(BufferMemory(name, device, data.model, data.context, data.compute))
         preincrement(entry)
     return result
+
+
+cdef str _device_of(ggml_backend.ggml_backend_buffer_type_t buft):
+    cdef ggml_backend.ggml_backend_dev_t device = ggml_backend.ggml_backend_buft_get_device(buft)
+    if ggml_backend.ggml_backend_buft_is_host(buft) or device == NULL:
+        return "host"
+    # Accelerators of the CPU, and buffers with weights in an order of its own, are memory of the host.
+    if ggml_backend.ggml_backend_dev_get_type(device) in (
+        ggml_backend.GGML_BACKEND_DEVICE_TYPE_CPU, ggml_backend.GGML_BACKEND_DEVICE_TYPE_ACCEL
+    ):
+        return "host"
+    return (<bytes> ggml_backend.ggml_backend_dev_name(device)).decode()

@@ -217,6 +217,7 @@ cdef class Context(ContextSettings):
             with nogil:
                 lib.llama_free(ptr)
             self.pool = None
+            self.pool_lock = NULL
             self.old_pools = []
             self.adapters = ()
             self.device_states = {}
@@ -403,6 +404,7 @@ cdef class Context(ContextSettings):
         self.stop.begin(guard.is_main_thread() or self.has_abort_callback)
         guard.begin_native()
         self.in_call = True
+        self.lock_pool()
         try:
             if ext != NULL:
                 code = lib.llama_process(
@@ -413,6 +415,7 @@ cdef class Context(ContextSettings):
             else:
                 code = lib.llama_decode(self.ptr, batch[0])
         finally:
+            self.unlock_pool()
             self.in_call = False
             guard.end_native()
         if code == 0:
@@ -476,6 +479,10 @@ cdef class Context(ContextSettings):
         """
         self.stop.request()
 
+    def clear_abort(self):
+        """Take back an :meth:`abort` that came while nothing was computed, so that the next decode is not aborted."""
+        self.stop.take_request()
+
     def set_abort_callback(self, callback):
         """Replace the abort callback; see the constructor. None removes it. Wraps ``llama_set_abort_callback``."""
         if callback is not None and not callable(callback):
@@ -508,8 +515,14 @@ cdef class Context(ContextSettings):
             if self.pool is not None:
                 self.old_pools.append(self.pool)
             self.pool = None
+            self.pool_lock = NULL
         finally:
             self.release()
+
+    @property
+    def decode_id(self):
+        """Changes with every decode, encode and loaded state (int): outputs of an older one are stale."""
+        return self.decodes
 
     @property
     def memory(self):

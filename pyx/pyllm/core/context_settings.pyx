@@ -24,9 +24,26 @@ cdef class ContextSettings(Resource):
     cdef int _attach_pool(self) except -1:
         cdef int32_t n = max(lib.llama_n_threads(self.ptr), lib.llama_n_threads_batch(self.ptr))
         if n > 1:
-            self.pool = ThreadPool(n)
-            lib.llama_attach_threadpool(self.ptr, self.pool.ptr, NULL)
+            self.use_pool(ThreadPool(n))
         return 0
+
+    cdef int use_pool(self, ThreadPool pool) except -1:
+        lib.llama_attach_threadpool(self.ptr, pool.ptr, NULL)
+        # The backend goes on pointing to the old one until the next decode.
+        if self.pool is not None:
+            self.old_pools.append(self.pool)
+        self.pool = pool
+        self.pool_lock = &pool.lock
+        return 0
+
+    cdef void lock_pool(self) noexcept nogil:
+        if self.pool_lock != NULL:
+            while not self.pool_lock.try_lock_for(1000):
+                pass
+
+    cdef void unlock_pool(self) noexcept nogil:
+        if self.pool_lock != NULL:
+            self.pool_lock.unlock()
 
     @property
     def has_memory(self):
@@ -88,22 +105,52 @@ cdef class ContextSettings(Resource):
         """Threads for prompts. Wraps ``llama_n_threads_batch``."""
         return lib.llama_n_threads_batch(self.require())
 
+    @property
+    def threadpool(self):
+        """The worker threads (:class:`pyllm.core.threadpool.ThreadPool`), or None where there is one thread only."""
+        return self.pool
+
+    def attach_threadpool(self, ThreadPool pool not None):
+        """Compute with these worker threads.
+
+        Contexts that are used in turn should share a pool: after a decode its threads look out for the next one for a
+        while, and those of one context would take the processors from the other. Contexts that decode at the same
+        time should not, because a pool serves one at a time and the others wait.
+
+        Args:
+            pool: Of at least as many threads as the context has.
+
+        Raises:
+            InvalidArgumentError: It has fewer.
+
+        Wraps ``llama_attach_threadpool``.
+        """
+        self.acquire()
+        try:
+            self.require()
+            n = max(lib.llama_n_threads(self.ptr), lib.llama_n_threads_batch(self.ptr))
+            if pool.n_threads < n:
+                raise errors.InvalidArgumentError(
+                    f"the pool has {pool.n_threads} threads and the context computes with {n}: make a larger pool, or "
+                    "call set_n_threads()"
+                )
+            if pool.generation != guard.fork_generation():
+                raise errors.ForkError("the threads of this pool exist only in the process that made it")
+            self.use_pool(pool)
+        finally:
+            self.release()
+
     def set_n_threads(self, n_threads, n_threads_batch=None):
         """Change the numbers of threads; the second defaults to the first. Wraps ``llama_set_n_threads``."""
         cdef int32_t c_n_threads = int32(n_threads, "n_threads")
         cdef int32_t n_batch = c_n_threads if n_threads_batch is None else n_threads_batch
-        cdef ThreadPool pool
         if c_n_threads < 1 or n_batch < 1:
             raise errors.InvalidArgumentError(f"threads must be at least 1, not {c_n_threads} and {n_batch}")
         self.acquire()
         try:
             self.require()
             if max(c_n_threads, n_batch) > (self.pool.n_threads if self.pool is not None else 1):
-                pool = ThreadPool(max(c_n_threads, n_batch))
-                lib.llama_attach_threadpool(self.ptr, pool.ptr, NULL)
-                # The backend goes on pointing to the old one until the next decode.
-                self.old_pools.append(self.pool)
-                self.pool = pool
+                self.use_pool(ThreadPool(max(c_n_threads, n_batch)))
             lib.llama_set_n_threads(self.ptr, c_n_threads, n_batch)
         finally:
             self.release()

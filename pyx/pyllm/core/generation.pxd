@@ -25,19 +25,22 @@ cdef class Generation:
     cdef readonly TextStream stream
     cdef readonly int32_t seq_id
     cdef readonly int32_t n_past          # positions of the sequence that are in the KV cache
-    cdef bint special
+    cdef bint special                     # all control tokens are written as text
+    cdef vector[int32_t] shown            # or these
     cdef token_list tokens_               # what was generated, without the token that ended it
     cdef token_list prompt_
     cdef bint has_pending                 # `last` is not in the KV cache yet
     cdef int32_t last                     # the last token of the text so far
     cdef int64_t decode                   # Context.decodes of the logits that belong to this text
     cdef readonly str finish_reason       # None while it can go on
+    cdef int32_t sampled_row              # index in the batch of the logits to choose from; -1 is the last output
     cdef Vocab vocab
     cdef const lib.llama_vocab * vocab_ptr
 
     cdef int ready(self, int32_t n) except -1
     cdef int decode_pending(self) except -99 nogil
     cdef int sample_one(self) except -99 nogil
+    cdef bint is_shown(self, int32_t token) noexcept nogil
     cdef int append_long(self, int32_t token, int32_t size) except -99 nogil
     cdef int loop(self, int32_t n) except -99 nogil
     cdef int stopped_by(self, int state, str function) except -1

@@ -35,7 +35,7 @@ cdef class Generation:
         sampler: What selects the tokens.
         seq_id: The sequence.
         stop: Stop strings.
-        special: Write control tokens as text.
+        special: Write control tokens as text: True for all, or the ids of those to write.
 
     Example:
         >>> generation = Generation(ctx, Chain(Greedy()), stop=["\\n"])
@@ -46,14 +46,22 @@ cdef class Generation:
     """
 
     def __cinit__(
-        self, Context context not None, Sampler sampler not None, *, seq_id=0, stop=(), bint special=False
+        self, Context context not None, Sampler sampler not None, *, seq_id=0, stop=(), special=False,
+        **others,
     ):
+        if others and type(self) is Generation:
+            raise TypeError(f"Generation() has no argument {next(iter(others))!r}")
         cdef int32_t c_seq_id = int32(seq_id, "seq_id")
         self.context = context
         self.sampler = sampler
         self.seq_id = c_seq_id
-        self.special = special
+        if isinstance(special, bool):
+            self.special = special
+        else:
+            for token in special:
+                self.shown.push_back(int32(token, "a token of special"))
         self.stream = TextStream(stop)
+        self.sampled_row = -1
         self.vocab = context.model.vocab
         self.vocab_ptr = self.vocab.require()
         context.require()
@@ -140,7 +148,7 @@ cdef class Generation:
                 try:
                     with nogil:
                         state = self.loop(c_n)
-                except errors.BackendAssertError as cause:
+                except (errors.BackendAssertError, errors.BackendError) as cause:
                     raise explain(cause) from cause
                 self.stopped_by(state, "llama_decode")
             finally:
@@ -161,6 +169,44 @@ cdef class Generation:
             with nogil:
                 state = self.decode_pending()
             self.stopped_by(state if state != 0 else GOING_ON, "llama_decode")
+        finally:
+            self.context.release()
+
+    def shift(self, keep, discard):
+        """Make room in the middle: forget tokens of the memory, and move those behind them down. A context shift.
+
+        What comes next sees the text without them; what is there already was computed when it still saw them.
+        ``tokens`` and ``prompt`` go on holding all.
+
+        Args:
+            keep: Positions at the beginning that stay.
+            discard: How many behind them go.
+
+        Raises:
+            InvalidArgumentError: The sequence has no such positions.
+            ContextError: Positions cannot be changed in the memory of this model.
+
+        Wraps ``llama_memory_seq_rm`` and ``llama_memory_seq_add``.
+        """
+        cdef int32_t c_keep = int32(keep, "keep")
+        cdef int32_t c_discard = int32(discard, "discard")
+        self.context.acquire()
+        try:
+            self.context.require()
+            if c_keep < 0 or c_discard < 1 or c_discard >= self.n_past - c_keep:
+                raise errors.InvalidArgumentError(
+                    f"keep={c_keep} and discard={c_discard} must be positions before the last of {self.n_past}, "
+                    "and discard at least 1"
+                )
+            memory = self.context.memory
+            if not memory.can_shift:
+                raise errors.ContextError(
+                    "positions cannot be changed in the memory of this context (can_shift is False)"
+                )
+            if not memory.rm(self.seq_id, c_keep, c_keep + c_discard):
+                raise errors.ContextError("tokens cannot be taken out of the middle of this model's memory")
+            memory.add(self.seq_id, -c_discard, c_keep + c_discard, self.n_past)
+            self.n_past -= c_discard
         finally:
             self.context.release()
 
@@ -220,7 +266,7 @@ cdef class Generation:
         # A sampler written in Python must not decode with the context, or close it.
         self.context.in_call = True
         try:
-            token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, -1)
+            token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, self.sampled_row)
         finally:
             self.context.in_call = False
         if lib.llama_vocab_is_eog(self.vocab_ptr, token):
@@ -228,17 +274,26 @@ cdef class Generation:
         self.tokens_.push_back(token)
         self.last = token
         self.has_pending = True
-        n = lib.llama_token_to_piece(self.vocab_ptr, token, piece, sizeof(piece), 0, self.special)
+        n = lib.llama_token_to_piece(self.vocab_ptr, token, piece, sizeof(piece), 0, self.is_shown(token))
         if n >= 0:
             if self.stream.c.append(piece, n):
                 return STOP_STRING
             return GOING_ON
         return self.append_long(token, -n)
 
+    cdef bint is_shown(self, int32_t token) noexcept nogil:
+        cdef size_t i
+        if self.special:
+            return True
+        for i in range(self.shown.size()):
+            if self.shown[i] == token:
+                return True
+        return False
+
     cdef int append_long(self, int32_t token, int32_t size) except -99 nogil:
         cdef string piece
         piece.resize(size)
-        lib.llama_token_to_piece(self.vocab_ptr, token, <char *> piece.data(), size, 0, self.special)
+        lib.llama_token_to_piece(self.vocab_ptr, token, <char *> piece.data(), size, 0, self.is_shown(token))
         return STOP_STRING if self.stream.c.append(piece.data(), size) else GOING_ON
 
     cdef int loop(self, int32_t n) except -99 nogil:
@@ -260,6 +315,14 @@ cdef class Generation:
         elif state == GOING_ON:
             state = 0
         return self.context.raise_for(state, function)
+
+    def settle(self):
+        """Let the memory hold the text and nothing else, as it does already, where nothing is computed ahead of it."""
+
+    @property
+    def row(self):
+        """The row of ``context.logits`` that the next token is chosen from, after :meth:`decode_next` (int)."""
+        return -1
 
     @property
     def tokens(self):

@@ -198,7 +198,7 @@ cdef class Sampler(Resource):
                 try:
                     with nogil:
                         token = lib.llama_sampler_sample(self.ptr, context.ptr, c_i)
-                except errors.BackendAssertError as cause:
+                except (errors.BackendAssertError, errors.BackendError) as cause:
                     raise explain(cause) from cause
                 finally:
                     context.in_call = False
@@ -488,6 +488,8 @@ cdef object explain(object cause):
             "the sampler never selects a token: end the chain with Greedy(), Dist(), Mirostat(), MirostatV2() or "
             "AdaptiveP()", function="llama_sampler_sample", log=cause.log,
         )
+    if "no token of the vocabulary" in str(cause):
+        return errors.GrammarError("no token of the vocabulary continues the text as the grammar demands")
     return cause
 
 

@@ -18,7 +18,8 @@ from pyllm.core.sampler cimport Sampler
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
 
-from pyllm.core.text_limits import check_grammar, check_pattern
+from pyllm.core.gbnf import check
+from pyllm.core.text_limits import check_pattern
 
 
 # Longer than any context; the samplers make room for all of it at once.
@@ -287,7 +288,8 @@ class Grammar(Sampler):
         trigger_tokens: Lazy grammar: tokens at which the grammar begins to hold.
 
     Raises:
-        GrammarError: The grammar could not be parsed; ``.log`` holds llama.cpp's words.
+        GrammarError: The grammar could not be parsed; the message names line and column, or ``.log`` holds llama.cpp's
+            words.
 
     Wraps ``llama_sampler_init_grammar`` and ``llama_sampler_init_grammar_lazy_patterns``.
     """
@@ -300,9 +302,7 @@ class Grammar(Sampler):
         if not grammar.strip():
             raise errors.GrammarError("the grammar is empty")
         text, start = grammar.encode(), root.encode()
-        if b"\0" in text or b"\0" in start:
-            raise errors.GrammarError("the grammar contains a NUL character")
-        check_grammar(grammar)
+        check(grammar, root)
         encoded = [c_text(pattern, "a trigger pattern") for pattern in trigger_patterns]
         for pattern in encoded:
             check_pattern(pattern, "a trigger pattern")
@@ -317,8 +317,13 @@ class Grammar(Sampler):
             ptr = lib.llama_sampler_init_grammar_lazy_patterns(
                 c_vocab, text, start, patterns.data(), patterns.size(), tokens.data(), tokens.size()
             )
+        params = {"grammar": grammar, "root": root}
+        if trigger_patterns:
+            params["trigger_patterns"] = tuple(trigger_patterns)
+        if trigger_tokens:
+            params["trigger_tokens"] = tuple(trigger_tokens)
         (<Sampler?> self).own(
-            ptr, "llama_sampler_init_grammar", {"grammar": grammar, "root": root}, vocab.model,
+            ptr, "llama_sampler_init_grammar", params, vocab.model,
             errors.GrammarError, "the grammar could not be parsed",
         )
 

@@ -343,8 +343,10 @@ cdef class Trainer:
                 self.broken = True
                 try:
                     with nogil:
+                        context.lock_pool()
                         lib.llama_opt_epoch(context.ptr, dataset, result, result, 1 if train else 0, NULL, NULL)
                 finally:
+                    context.unlock_pool()
                     context.in_call = False
                     guard.end_native()
             finally:
