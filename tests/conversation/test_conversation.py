@@ -293,7 +293,9 @@ class TestMemory:
 
 @pytest.mark.model
 def test_a_real_chat(smollm2):
-    with Llama(smollm2, n_ctx=1024, n_threads=2) as llm:
+    # With the default cache, log-probabilities differ by 0.2 between one batch and two: flash attention rounds to F16.
+    exact = {"n_ctx": 1024, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
+    with Llama(smollm2, **exact) as llm, Llama(smollm2, **exact) as fresh:
         told = [{"role": "user", "content": "My name is {}."}, {"role": "assistant", "content": "Hello, {}!"}]
         question = {"role": "user", "content": "What is my name?"}
         for _ in range(2):
@@ -301,5 +303,8 @@ def test_a_real_chat(smollm2):
                 talk = llm.conversation(name, temperature=0, max_tokens=6)
                 before = [{**message, "content": message["content"].format(name)} for message in told]
                 completion = talk.say([*before, question] if not talk.messages else question)
-                assert name in completion.text
+                # Small as it is, the model need not know; but it must say what it says without conversations.
+                messages = [*talk.messages[:-1]]
+                alone = fresh.create_chat_completion(messages, temperature=0, max_tokens=6)
+                assert completion.text == alone.text
         assert completion.usage.cached_tokens > 50

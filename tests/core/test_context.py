@@ -10,6 +10,7 @@ from pyllm import enums, errors
 from pyllm.core.batch import Batch
 from pyllm.core.batch_ext import BatchExt
 from pyllm.core.context import Context
+from pyllm.core.threadpool import ThreadPool
 
 # Making one
 
@@ -401,7 +402,7 @@ def test_close_and_everything_after_it(make_context, ids):
     context.close()
     assert context.closed and repr(context) == "<Context (closed)>"
     after = {"close", "closed", "model", "n_outputs", "n_vocab", "memory", "abort", "set_abort_callback", "capture"}
-    after |= {"state", "adapters", "control_vector"}
+    after |= {"state", "adapters", "control_vector", "clear_abort", "decode_id"}
     arguments = {
         "set_adapters": ({},),
         "set_control_vector": (None,),
@@ -411,6 +412,7 @@ def test_close_and_everything_after_it(make_context, ids):
         "encode": (Batch.from_arrays(ids),),
         "logits_ith": (0,),
         "embeddings_ith": (0,),
+        "attach_threadpool": (ThreadPool(2),),
         "set_n_threads": (1,),
         "set_embeddings": (True,),
         "set_causal_attn": (True,),

@@ -224,11 +224,11 @@ def test_bad_grammars(tiny_models):
     assert result.returncode == 0, result.stderr
 
 
-def test_what_is_wrong_with_a_grammar_is_in_the_log(tiny_models):
+def test_what_is_wrong_with_a_grammar_is_said_with_its_place(tiny_models):
     isolated.survive(
         """
 error = raises(errors.GrammarError, "grammar", Grammar, Model(PATH).vocab, "root ::= [")
-assert any("parse" in line for line in error.log), error.log
+assert "line 1, column 10" in str(error), error
 """,
         tiny_models["llama"],
     )

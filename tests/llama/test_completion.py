@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pyllm import Batch, Llama, errors
+from pyllm.completion.infill import infill_prompt
 from pyllm.core.kernels import log_softmax
 
 PROMPT = "the people look at the number"
@@ -262,3 +263,42 @@ class TestInfill:
     def test_ids_have_no_suffix(self, llm):
         with pytest.raises(errors.InvalidArgumentError, match="must be texts"):
             llm([5, 6], suffix="at")
+
+    def test_the_suffix_first(self, llm):
+        seen = []
+        llm("the", suffix="at", spm_infill=True, max_tokens=1, logits_processor=lambda ids, _: seen.append(ids.copy()))
+        vocab = llm.vocab
+        prefix, suffix = (vocab.tokenize(text, add_special=False).tolist() for text in ("the", "at"))
+        assert seen[0].tolist() == [vocab.bos, vocab.fim_suf, *suffix, vocab.fim_pre, *prefix, vocab.fim_mid]
+        with pytest.raises(errors.InvalidArgumentError, match="spm_infill=True would have no effect"):
+            llm("the", spm_infill=True)
+
+    def test_without_a_token_for_the_middle(self, llm):
+        class NoMiddle:
+            fim_mid = None
+
+            def __getattr__(self, name):
+                return getattr(llm.vocab, name)
+
+        ids = infill_prompt(NoMiddle(), "the", "at", suffix_first=True).tolist()
+        assert ids[1] == llm.vocab.fim_suf and llm.vocab.fim_pre in ids and llm.vocab.fim_mid not in ids
+        with pytest.raises(errors.InvalidArgumentError, match="no tokens for middle; .*spm_infill=True"):
+            infill_prompt(NoMiddle(), "the", "at")
+
+    @pytest.mark.parametrize("rule", ["shift", "truncate_middle"])
+    def test_what_does_not_fit_is_not_cut(self, llm, rule):
+        with pytest.raises(errors.InvalidArgumentError, match="would cut off the tokens that say what is which"):
+            llm("the number " * 200, suffix="at", overflow=rule)
+        assert llm("the", suffix="at", overflow=rule, max_tokens=1).usage.completion_tokens == 1
+
+
+class TestStop:
+    @pytest.mark.parametrize("stop", ["", [""], [3], 3, ["a", None]])
+    def test_what_is_no_stop_string(self, llm, stop):
+        for call in (llm, llm.stream, llm.generate):
+            with pytest.raises(errors.InvalidArgumentError, match="stop"):
+                call(PROMPT, stop=stop)
+
+    def test_bytes(self, llm):
+        whole = llm(PROMPT, max_tokens=12, seed=3)
+        assert llm(PROMPT, max_tokens=12, seed=3, stop=whole.text[4:6].encode()).text == whole.text[:4]

@@ -11,7 +11,21 @@ from pyllm import errors
 from pyllm.core.constrained import Constrained
 from pyllm.core.model import Model
 from pyllm.core.sampler import Chain
-from pyllm.core.samplers import XTC, AdaptiveP, Dist, Grammar, Greedy, Penalties, Temp, TopK
+from pyllm.core.samplers import (
+    DRY,
+    XTC,
+    AdaptiveP,
+    Dist,
+    Grammar,
+    Greedy,
+    LogitBias,
+    MinP,
+    Penalties,
+    Python,
+    Temp,
+    TopK,
+    TopP,
+)
 from pyllm.structured import grammar_of
 
 GRAMMARS = {
@@ -74,6 +88,77 @@ def test_a_choice_that_fits_stands(tiny_model):
     plain = Chain(TopK(5), Greedy()).apply(x)
     assert chosen == a == plain[3] and np.array_equal(ids, plain[0]) and np.array_equal(values, plain[1])
     assert (constrained.n_chosen, constrained.n_rejected) == (1, 0)
+
+
+def chains(vocab):
+    """Chains that look at the best candidates only, and others; each twice, with the same seeds."""
+    n = len(vocab)
+    makers = {
+        "greedy": lambda: Chain(Greedy()),
+        "one": lambda: Chain(TopK(1), Dist(4)),
+        "default": lambda: Chain(TopK(40), TopP(0.95), MinP(0.05), Temp(1.3), Dist(4)),
+        "edits": lambda: Chain(
+            LogitBias(n, {token: 3.0 for token in range(300, 340)}), Penalties(n, 64, 1.5, 0.3, 0.2),
+            DRY(vocab, 0.8, 1.75, 1, 64, ["x"]), TopK(9), XTC(0.5, 0.01, 0, 3), Temp(1), Dist(4),
+        ),
+        "edited greedy": lambda: Chain(LogitBias(n, {300: 2.0}), Penalties(n, 64, 2.0), Greedy()),
+        "more than there are": lambda: Chain(TopK(10**6), Temp(2), Dist(4)),
+        "more than a sort of few": lambda: Chain(TopK(200), Temp(2), Dist(4)),
+        "all": lambda: Chain(TopK(0), Temp(1.2), Dist(4)),
+        "python": lambda: Chain(Python(lambda candidates: None), TopK(3), Dist(4)),
+        "greedy before others": lambda: Chain(Greedy(), Dist(4)),
+    }  # fmt: skip
+    return {name: (make(), make()) for name, make in makers.items()}
+
+
+@pytest.mark.parametrize("name", ["letters", "json", "any"])
+def test_the_choice_is_that_among_all_that_fit(load, name):
+    """A grammar that is asked about the likeliest only gives what one gives that is asked about all."""
+    vocab = load("qwen3moe").vocab
+    for kind, (chain, plain) in chains(vocab).items():
+        constrained = Constrained(vocab, Grammar(vocab, GRAMMARS[name]), chain, control_tokens=True)
+        grammar, rejected = Grammar(vocab, GRAMMARS[name]), 0
+        for step in range(25):
+            x = logits(step, vocab.n_tokens)
+            allowed = sorted(
+                token for token in allowed_by(grammar, x) if vocab.token_to_piece(token) or vocab.is_eog(token)
+            )
+            ids, _, probabilities, chosen = constrained.apply(x)
+            expected = plain.apply(x)
+            if expected[3] not in allowed:
+                rejected += 1
+                fitting = np.full_like(x, -np.inf)
+                fitting[allowed] = x[allowed]
+                expected = plain.apply(fitting)
+            found = dict(zip(ids.tolist(), probabilities.tolist(), strict=True))
+            for token, p in zip(expected[0].tolist(), expected[2].tolist(), strict=True):
+                assert token not in allowed or found[token] == pytest.approx(p, abs=1e-6), (kind, step)
+            assert chosen == expected[3], (kind, step)
+            assert constrained.n_rejected == rejected
+            if vocab.is_eog(chosen):
+                break
+            for sampler in (constrained, grammar, plain):
+                sampler.accept(chosen)
+        assert rejected or name == "any", kind
+
+
+def test_a_chain_that_was_changed(tiny_model):
+    vocab = tiny_model.vocab
+    constrained = make(vocab, "root ::= [a-d]+", TopK(2), Dist(1))
+    x = logits(1, vocab.n_tokens)
+    assert len(constrained.apply(x)[0]) == 2
+    constrained.samplers.remove(0)
+    assert len(constrained.apply(x)[0]) == len(allowed_by(Grammar(vocab, "root ::= [a-d]+"), x))
+    constrained.samplers.add(TopK(3))
+    assert constrained.clone().apply(x)[3] in allowed_by(Grammar(vocab, "root ::= [a-d]+"), x)
+
+
+def test_logits_that_are_no_numbers(tiny_model):
+    vocab = tiny_model.vocab
+    for samplers in ((Greedy(),), (TopK(5), Temp(1), Dist(1)), (Temp(1), Dist(1))):
+        constrained = make(vocab, "root ::= [a-d]+", *samplers)
+        x = np.full(vocab.n_tokens, np.nan, np.float32)
+        assert constrained.apply(x)[3] in allowed_by(Grammar(vocab, "root ::= [a-d]+"), np.zeros_like(x))
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.5])

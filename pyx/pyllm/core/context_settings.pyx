@@ -108,6 +108,7 @@ cdef class ContextSettings(Resource):
     @property
     def threadpool(self):
         """The worker threads (:class:`pyllm.core.threadpool.ThreadPool`), or None where there is one thread only."""
+        self.require()
         return self.pool
 
     def attach_threadpool(self, ThreadPool pool not None):
