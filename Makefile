@@ -28,6 +28,7 @@ endef
 export REQUIREMENTS
 
 PY := $(VENV)/bin/python
+TOOLS := llama-bench llama-batched-bench llama-completion llama-perplexity llama-server
 STAMPS := build/stamps
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # cython-lint looks for pycodestyle there.
@@ -105,8 +106,8 @@ lint: build
 
 # Upstream's own programs, built in the same folder with the same flags, for comparisons.
 tools: build
-	$(call step,llama.cpp: llama-bench llama-batched-bench llama-completion llama-perplexity)
-	@$(VENV)/bin/cmake --build build/cmake-native --target llama-bench llama-batched-bench llama-completion llama-perplexity
+	$(call step,llama.cpp: $(TOOLS))
+	@$(VENV)/bin/cmake --build build/cmake-native --target $(TOOLS)
 
 bench: tools
 	$(call step,benchmarks)

@@ -81,7 +81,8 @@ COMMON = {
     "GGML_CCACHE": "OFF",
     "LLAMA_BUILD_COMMON": "ON",
     "LLAMA_BUILD_MTMD": "ON",
-    **{f"LLAMA_BUILD_{part}": "OFF" for part in ("TESTS", "EXAMPLES", "SERVER", "APP")},
+    **{f"LLAMA_BUILD_{part}": "OFF" for part in ("TESTS", "EXAMPLES", "APP", "UI")},
+    "LLAMA_USE_PREBUILT_UI": "OFF",
     "LLAMA_OPENSSL": "OFF",
     "LLAMA_BUILD_NUMBER": "0",
     # Without git upstream takes the commit we state, not that of the repository around its tree.
@@ -192,6 +193,7 @@ class CMakeBuild:
             "LLAMA_BUILD_COMMIT": commit,
             # Upstream's programs are targets to ask for (`make tools`); our source archives do not carry them.
             "LLAMA_BUILD_TOOLS": "ON" if (self.source / "tools/llama-bench").is_dir() else "OFF",
+            "LLAMA_BUILD_SERVER": "ON" if (self.source / "scripts/ui-assets.cmake").is_file() else "OFF",
         }
         command = [tool("cmake"), "-G", "Ninja", "-S", str(self.source), "-B", str(self.folder)]
         return [*command, *(f"-D{key}={value}" for key, value in settings.items()), *self.config.cmake_args]
