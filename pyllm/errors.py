@@ -35,6 +35,12 @@ class PyllmError(Exception):
         self.function = function
         self.log = tuple(log)
 
+    @property
+    def message(self) -> str:
+        """What went wrong, in one sentence: without llama.cpp's log, and of an OSError without its number."""
+        text = getattr(self, "strerror", None) or (self.args[0] if self.args else "")
+        return str(text) or type(self).__name__
+
     def __str__(self) -> str:
         text = super().__str__()
         if self.log:

@@ -36,7 +36,7 @@ def host_memory() -> HostMemory:
         return HostMemory(None, None)
     try:
         return reader()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, KeyError):
         return HostMemory(None, None)
 
 

@@ -27,7 +27,7 @@ from pyllm.speculation.methods import SpeculationMethods
 from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
-    from pyllm.conversation.conversation import Conversation
+    from pyllm.conversation.record import Record
     from pyllm.core.adapter import LoraAdapter
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
@@ -124,7 +124,7 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             raise
         self.vocab = self.model.vocab
         self._cache = PromptCache(self.context, conversation_bytes)
-        self._conversations: dict[str, Conversation] = {}
+        self._conversations: dict[str, Record] = {}
         self._loras: dict[str, LoraAdapter] = {}
         try:
             if lora is not None:
@@ -197,13 +197,16 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             stop: A stop string, or several; the text ends before the first one that appears.
             echo: Put the prompt before the text.
             logprobs: Report the log-probability of each token and of so many of the likeliest ones, by the model's
-                own logits; with `echo` those of the prompt too. 0: of the token alone.
+                own logits; with `echo` those of the prompt too, unless it goes through an encoder. 0: of the token
+                alone.
             n: How many texts. They share the prompt and are computed at once where the context has been made with
                 ``n_seq_max`` of at least so many and has room, and else one after another; with processors and
                 stopping criteria always one after another. Text i uses the seed ``seed + i``.
             best_of: Generate so many, and give the n with the largest mean log-probability.
             suffix: Text behind the gap: fill in what belongs between prompt and suffix, with the tokens that the
                 model has for that. Control tokens do not count in either.
+            spm_infill: With a suffix: put it before the prompt, for models that were trained to see it first, such as
+                Codestral.
             logits_processor: A function ``f(ids, logits)``, or several: ids are all tokens so far, int32, shape
                 (n,), the prompt included, read-only; logits float32, shape (n_vocab,), may be edited in place or
                 returned anew. One that has a method reset() is reset at the start. See :mod:`pyllm.processors`.
@@ -284,12 +287,14 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
     def abort(self) -> None:
         """End the call that is running, in another thread or as an open stream, while it computes its prompt too.
 
-        It gives what it has, with the finish_reason "abort". Nothing happens when no call is running.
+        It gives what it has, with the finish_reason "abort"; an embedding that is running raises DecodeAborted.
+        Nothing happens when no call is running.
         """
         with self._abort_lock:
             running = self._running
         if running is not None:
             running.abort()
+        self._abort_embedding()
 
     def reset(self) -> None:
         """Reuse nothing of the KV cache in the next call.
@@ -303,12 +308,16 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         finally:
             self._release()
 
-    def _acquire(self, session: CompletionSession | None) -> None:
+    def _refuse_open_stream(self) -> None:
+        """Refuse to wait for a stream that nobody could go on reading."""
         if self._stream_thread == threading.get_ident():
             raise StreamOpenError(
                 "a stream of this Llama is still open in this thread: read it to its end or close() it first, "
                 "or use a second Llama on the same model"
             )
+
+    def _acquire(self, session: CompletionSession | None) -> None:
+        self._refuse_open_stream()
         self._lock.acquire()
         self._stream_thread = threading.get_ident()
         with self._abort_lock:

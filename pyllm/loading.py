@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ def with_n_ctx(
     """Choose the size of the context for a loaded model, or check the one that was asked for.
 
     Without one it is the length that the model was trained with, as far as the context stays below a quarter of the
-    memory that is free, and below 4 GiB; down to 4096 tokens it may take all that is free.
+    memory that is free, and below 4 GiB; down to 4096 tokens it may take all that is free. Where it goes to a
+    device, or nobody knows what is free, it is at most 4096.
 
     Args:
         model: The model.
@@ -85,7 +87,8 @@ def with_n_ctx(
     arguments = arguments or {}
     if available is None or model.vocab_only or model.no_alloc or _has_devices(arguments):
         return plain if for_context.n_ctx is not None else replace(plain, n_ctx=min(trained, _LEAST_N_CTX))
-    if not isinstance(wanted, int) or wanted < 0 or wanted >= 1 << 31:
+    sizes = (wanted, for_context.n_ubatch or 0, for_context.n_seq_max or 0)
+    if not all(isinstance(size, Integral) and 0 <= size < 1 << 31 for size in sizes):
         return plain  # the context says what is wrong with it
     context, compute = _bound(model, wanted or trained, for_context)
     limit = min(available // _CONTEXT_SHARE, _CONTEXT_BYTES)
@@ -134,7 +137,7 @@ def _fit_devices(
 
     others = {name: value for name, value in given(for_context).items() if name != "n_ctx"}
     try:
-        return memory.fit(path, n_ctx=for_context.n_ctx or None, **arguments, **others).arguments
+        return memory.fit(path, n_ctx=for_context.n_ctx, **arguments, **others).arguments
     except InsufficientMemoryError:
         if check:
             raise
@@ -159,7 +162,7 @@ def _insufficient(probe: memory.Probe, n_ctx: int, budget: int, others: Mapping[
     from pyllm import memory
 
     error = memory.insufficient(probe, n_ctx, budget, others)
-    error.args = (f"{error.args[0]} (check_memory=False tries it all the same)",)
+    error.args = (f"{error.message} (check_memory=False tries it all the same)",)
     return error
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -131,6 +133,7 @@ class Probe:
 
     def measure(self, n_ctx: int, **context_arguments: Any) -> MemoryEstimate:
         """What it would take with such a context; 0 is the length it was trained with."""
+        n_ctx = operator.index(n_ctx)  # NumPy's would overflow
         key = repr((n_ctx, sorted(context_arguments.items())))
         if key not in self._measured:
             self._measured[key] = self._measure(n_ctx, context_arguments)
@@ -238,12 +241,12 @@ def _by_device(buffers: tuple[BufferMemory, ...]) -> tuple[DeviceMemory, ...]:
     return tuple(result)
 
 
-def estimate(model: str | os.PathLike[str], *, n_ctx: int = 0, **arguments: Any) -> MemoryEstimate:
+def estimate(model: str | os.PathLike[str], *, n_ctx: int | None = None, **arguments: Any) -> MemoryEstimate:
     """Ask llama.cpp how much memory a model would take; no weights are read.
 
     Args:
         model: A GGUF file, or whatever else :func:`pyllm.hub.resolve` takes.
-        n_ctx: Size of the context in tokens; 0 takes the length the model was trained with.
+        n_ctx: Size of the context in tokens; None and 0 take the length the model was trained with.
         **arguments: Other arguments of :class:`pyllm.core.context.Context` and :class:`pyllm.core.model.Model`, e.g.
             ``type_k="q8_0"`` or ``n_gpu_layers=20``.
 
@@ -257,7 +260,7 @@ def estimate(model: str | os.PathLike[str], *, n_ctx: int = 0, **arguments: Any)
     """
     of_model, of_context = split_arguments(arguments, "estimate()", ModelParams, ContextParams)
     with Probe(_path(model), **given(ModelParams(**of_model))) as probe:
-        return probe.measure(n_ctx, **given(ContextParams(**of_context)))
+        return probe.measure(n_ctx or 0, **given(ContextParams(**of_context)))
 
 
 def fit(
@@ -276,8 +279,8 @@ def fit(
 
     Args:
         model: A GGUF file, or whatever else :func:`pyllm.hub.resolve` takes.
-        n_ctx: Size of the context in tokens, which must fit. None: as large as possible, at most the length the model
-            was trained with.
+        n_ctx: Size of the context in tokens, which must fit; 0: the length the model was trained with, which must fit.
+            None: as large as possible, at most that length.
         n_ctx_min: The context is not made smaller than this.
         budget: Bytes that may be used: of each device, or of the host where there is none; or a dict by the name of
             the device and "host". None: what is free, less 1 GiB of each device and a sixteenth of the host's.
@@ -299,10 +302,10 @@ def fit(
         return _fit_devices(path, used, limits, n_ctx, n_ctx_min, for_model, for_context)
     with Probe(path, **for_model) as probe:
         most = n_ctx or probe.model.n_ctx_train or LEAST_N_CTX
-        least = most if n_ctx else min(n_ctx_min, most)
+        least = min(n_ctx_min, most) if n_ctx is None else most
         found = probe.largest(limits[HOST], least, most, **for_context)
         if found is None:
-            raise insufficient(probe, n_ctx or least, limits[HOST], for_context)
+            raise insufficient(probe, least, limits[HOST], for_context)
         return FittedParams(min(found.n_ctx, most), None, None, None, found)
 
 
@@ -329,9 +332,9 @@ def _limits(budget: int | Mapping[str, int] | None, used: list[Device]) -> dict[
     elif budget is not None:
         limits |= dict.fromkeys([device.name for device in used] or [HOST], budget)
     for name, limit in limits.items():
-        if not isinstance(limit, int) or limit < 0:
+        if not isinstance(limit, Integral) or isinstance(limit, bool) or limit < 0:
             raise InvalidArgumentError(f"the budget of {name} must be a number of bytes >= 0, not {limit!r}")
-    return limits
+    return {name: int(limit) for name, limit in limits.items()}
 
 
 def _fit_devices(
@@ -347,6 +350,9 @@ def _fit_devices(
 
     margins = [max(0, device.memory_free - limits[device.name]) for device in used]
     plain = {name: value for name, value in for_model.items() if name not in ("progress_callback", "no_alloc")}
+    if n_ctx == 0:  # which llama.cpp's fit would make smaller
+        with Probe(path, **for_model) as probe:
+            n_ctx = probe.model.n_ctx_train or LEAST_N_CTX
     found = fit_params(path, margins=margins, n_ctx_min=n_ctx_min, model=plain, context={**for_context, "n_ctx": n_ctx})
     with Probe(path, **for_model) as probe:
         trained = probe.model.n_ctx_train or LEAST_N_CTX

@@ -211,12 +211,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, (kind, low, high) in _RANGES.items():
             _check_number(name, getattr(self, name), kind, low, high)
-        if isinstance(self.dry_sequence_breakers, str) or not all(
-            isinstance(text, str) and text for text in self.dry_sequence_breakers
-        ):
+        breakers: object = self.dry_sequence_breakers
+        if not isinstance(breakers, list | tuple) or not all(isinstance(text, str) and text for text in breakers):
             raise InvalidArgumentError(
                 f"dry_sequence_breakers must be a list of texts, not {self.dry_sequence_breakers!r}"
             )
+        if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
+            raise InvalidArgumentError(f"logit_bias must be a dict of token to bias, not {self.logit_bias!r}")
         if self.grammar is not None and not isinstance(self.grammar, str) and not hasattr(self.grammar, "sampler"):
             raise InvalidArgumentError(f"grammar must be GBNF or a pyllm.structured.Grammar, not {self.grammar!r}")
         if self.seed is not None:
@@ -226,8 +227,9 @@ class SamplingParams:
 
     def _check_samplers(self, names: Sequence[str]) -> None:
         known = (*SAMPLER_ORDER, *_OTHER_SAMPLERS)
-        if isinstance(names, str):
-            raise InvalidArgumentError(f"samplers must be a list of names, not the text {names!r}")
+        if isinstance(names, str) or not isinstance(names, Sequence):
+            what = "the text " if isinstance(names, str) else ""
+            raise InvalidArgumentError(f"samplers must be a list of names, not {what}{names!r}")
         for name in names:
             if name not in known:
                 raise InvalidArgumentError(f"there is no sampler {name!r}; there are {', '.join(known)}")

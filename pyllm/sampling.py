@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import secrets
 from collections.abc import Callable, Mapping
 
@@ -125,6 +126,10 @@ def _biases(biases: Mapping[int | str, float], vocab: Vocab) -> dict[int, float]
                     f"logit_bias: {token!r} is {len(ids)} tokens of this model, not one; give the ids of tokens"
                 )
             token = ids[0]
+        if not isinstance(token, numbers.Integral) or not isinstance(bias, numbers.Real):
+            raise InvalidArgumentError(
+                f"logit_bias takes numbers by token id or by text, such as {{42: -1.5}}, not {{{token!r}: {bias!r}}}"
+            )
         merged[token] = merged.get(token, 0.0) + bias
     return merged
 

@@ -139,8 +139,8 @@ class Choice:
     def parsed(self) -> Any:
         """The value that the text stands for, where a form was asked for: JSON, a pydantic object, a choice.
 
-        None where no such form was asked for, and where the text is not complete. Validators of a pydantic model may
-        raise ``pydantic.ValidationError``.
+        None where no such form was asked for, and where something else than the model has ended the text: max_tokens,
+        a stop string, a stopping criterion. Validators of a pydantic model may raise ``pydantic.ValidationError``.
         """
         return None if self.parser is None else self.parser()
 

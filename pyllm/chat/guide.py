@@ -55,8 +55,8 @@ class Guide(Grammar):
                         grammar.accept(token)
                 except PyllmError as error:
                     raise ChatTemplateError(
-                        "the answers that the chat template asks for do not begin as its prompt ends; "
-                        f"give another chat_template ({error})"
+                        "the answer must not begin as the prompt ends: with the response_prefix or the message that "
+                        f"goes on, or else with what the chat template begins it with ({error})"
                     ) from error
         knows_reasoning = self.reasoning_start and self.reasoning_ends
         if grammar is not None and not (knows_reasoning and (self.waits or self.reasoning_budget is not None)):

@@ -107,12 +107,15 @@ def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(name, str) or not name:
         raise InvalidArgumentError(f"{where}.function.name must be text, not {name!r}")
     if isinstance(arguments, Mapping):
-        arguments = json.dumps(dict(arguments), ensure_ascii=False)
+        try:
+            arguments = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgumentError(f"{where}.function.arguments cannot be written as JSON: {error}") from None
     elif not isinstance(arguments, str):
         raise InvalidArgumentError(f"{where}.function.arguments must be JSON text, not {arguments!r}")
     try:
         parsed = json.loads(arguments or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{where}.function.arguments is no JSON: {error}: {arguments!r}") from None
     if not isinstance(parsed, dict):
         raise InvalidArgumentError(f"{where}.function.arguments must be the JSON of an object, not {arguments!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from pyllm.chat.guide import Guide
 from pyllm.chat.messages import Messages, plain_messages
 from pyllm.chat.templates import TemplateStore
 from pyllm.chat.tools import Tool, as_tools, check_choice
+from pyllm.chat.types import Message
 from pyllm.completion.request import argument_names
 from pyllm.core.chat import ChatPrompt
 from pyllm.errors import InvalidArgumentError
@@ -45,6 +46,8 @@ _DEFAULTS: dict[str, Any] = {
 }
 # What a completion takes and a chat does not: its prompt is made of messages.
 _NOT_HERE = ("echo", "suffix", "special")
+# Variables of templates that are made of other arguments.
+_OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 _REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 
 
@@ -94,6 +97,7 @@ class ChatRequest:
         self.ids: NDArray[np.int32] = self.prompt.tokenize(llama.vocab)
         self.markers = self._markers()
         self.given = self._given()
+        self._form_from_start = False
         self.completion_arguments = self._completion_arguments(arguments)
 
     # ---- reading an answer
@@ -113,6 +117,18 @@ class ChatRequest:
     def form(self) -> Form | None:
         """The form that the content has to have, or None."""
         return self._form
+
+    def formed_text(self, content: str) -> str:
+        """What of an answer's content has the form.
+
+        A JSON schema holds the whole of it, from the beginning that the prompt has; other forms what comes after.
+        """
+        begun = (
+            Message("assistant", self._messages[-1].get("content")).text if self._own["continue_final_message"] else ""
+        )
+        if self._own["response_prefix"] is None:
+            return begun + content if self._form_from_start else content
+        return content if self._form_from_start else content.removeprefix(begun)
 
     # ---- checking
 
@@ -162,6 +178,9 @@ class ChatRequest:
         kwargs = own["chat_template_kwargs"]
         if kwargs is not None and not isinstance(kwargs, Mapping):
             raise InvalidArgumentError(f"chat_template_kwargs must be a dict, not {kwargs!r}")
+        for name in kwargs or ():
+            if name in _OWN_VARIABLES:
+                raise InvalidArgumentError(f"chat_template_kwargs has {name!r}, which the call has an argument for")
         budget = own["reasoning_budget"]
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < -1):
             raise InvalidArgumentError(
@@ -245,6 +264,8 @@ class ChatRequest:
     def _completion_arguments(self, arguments: dict[str, Any]) -> dict[str, Any]:
         result = {name: value for name, value in arguments.items() if name not in _DEFAULTS}
         stop = result.get("stop") or ()
+        if not isinstance(stop, Iterable):
+            raise InvalidArgumentError(f"stop must be a text or a list of texts, not {stop!r}")
         stops = [stop] if isinstance(stop, (str, bytes)) else list(stop)
         stops += [text for text in self.prompt.additional_stops if text not in stops]
         result["stop"] = stops
@@ -278,6 +299,7 @@ class ChatRequest:
                 f"reasoning_budget={budget} would have no effect: this chat template has no tags around reasoning"
             )
         grammar, prefilled = self._grammar(preserved)
+        self._form_from_start = prefilled
         limited = budget is not None and budget >= 0
         if grammar is None and not limited:
             return None

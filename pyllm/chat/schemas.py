@@ -38,64 +38,84 @@ _LISTS = (list, set, frozenset, collections.abc.Sequence, collections.abc.Iterab
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 
 
-def schema_of(hint: Any, where: str) -> dict[str, Any]:
+def schema_of(hint: Any, where: str, inside: tuple[type, ...] = ()) -> dict[str, Any]:
     """The JSON schema of the values that a type hint allows.
 
     Args:
         hint: str, int, float, bool, None, dates, UUID, enums, Literal, Optional and unions, lists, tuples, sets,
             dicts with text keys, TypedDict, dataclasses, pydantic models, Any; Annotated with a text describes it.
         where: What the errors call it.
+        inside: The classes that it is a member of.
 
     Raises:
         InvalidArgumentError: There is no schema for it.
     """
-    if isinstance(hint, collections.abc.Hashable) and hint in _PLAIN:
-        return dict(_PLAIN[hint])
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Annotated:
-        schema = schema_of(arguments[0], where)
+        schema = schema_of(arguments[0], where, inside)
         texts = [text for text in arguments[1:] if isinstance(text, str)]
         return {**schema, "description": " ".join(texts)} if texts else schema
+    if origin in (typing.Required, typing.NotRequired):
+        return schema_of(arguments[0], where, inside)
+    plain = _found(_PLAIN, hint)
+    if plain is not None:
+        return dict(plain)
     if origin is Literal:
-        return _enum_schema(list(arguments))
+        return _enum_schema(list(arguments), where)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [schema_of(one, where) for one in arguments]}
+        return {"anyOf": [schema_of(one, where, inside) for one in arguments]}
     if (origin or hint) in _LISTS:
-        items = schema_of(arguments[0], where) if arguments else {}
+        items = schema_of(arguments[0], where, inside) if arguments else {}
         return {"type": "array", "items": items}
     if (origin or hint) is tuple:
-        return _tuple_schema(arguments, where)
+        return _tuple_schema(arguments, where, inside)
     if (origin or hint) in _DICTS:
         if arguments and arguments[0] is not str:
             raise InvalidArgumentError(f"{where}: the keys of a JSON object are texts, not {arguments[0]!r}")
-        values = schema_of(arguments[1], where) if arguments else {}
+        values = schema_of(arguments[1], where, inside) if arguments else {}
         return {"type": "object", "additionalProperties": values or True}
     if isinstance(hint, type):
-        return _class_schema(hint, where)
+        return _class_schema(hint, where, inside)
     raise InvalidArgumentError(f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict")
 
 
-def _enum_schema(values: list[Any]) -> dict[str, Any]:
+def _found(table: Mapping[Any, Any], hint: Any) -> Any:
+    try:
+        return table.get(hint)
+    except TypeError:
+        return None  # a hint that has no hash, such as Annotated with a dict
+
+
+def _enum_schema(values: list[Any], where: str) -> dict[str, Any]:
+    for value in values:
+        if value is not None and type(value) not in (str, int, float, bool):
+            raise InvalidArgumentError(f"{where}: a value to choose must be one of JSON, not {value!r}")
     kinds = {type(value) for value in values}
     # Templates like to say the type of a parameter.
     kind = _PLAIN.get(kinds.pop(), {}) if len(kinds) == 1 else {}
     return {**kind, "enum": values}
 
 
-def _tuple_schema(arguments: tuple[Any, ...], where: str) -> dict[str, Any]:
+def _tuple_schema(arguments: tuple[Any, ...], where: str, inside: tuple[type, ...]) -> dict[str, Any]:
     if not arguments:
         return {"type": "array"}
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return {"type": "array", "items": schema_of(arguments[0], where)}
-    return {"type": "array", "prefixItems": [schema_of(one, where) for one in arguments]}
+        return {"type": "array", "items": schema_of(arguments[0], where, inside)}
+    return {"type": "array", "prefixItems": [schema_of(one, where, inside) for one in arguments]}
 
 
-def _class_schema(hint: type, where: str) -> dict[str, Any]:
+def _class_schema(hint: type, where: str, inside: tuple[type, ...]) -> dict[str, Any]:
     if hasattr(hint, "model_json_schema"):
         schema: dict[str, Any] = hint.model_json_schema()
         return schema
     if issubclass(hint, enum.Enum):
-        return _enum_schema([member.value for member in hint])
+        return _enum_schema([member.value for member in hint], where)
+    if hint in inside:
+        raise InvalidArgumentError(
+            f"{where}: {hint.__name__} is a member of itself, which only pydantic models may be; "
+            "describe the tool by a dict"
+        )
+    inside = (*inside, hint)
     if dataclasses.is_dataclass(hint):
         fields = [field for field in dataclasses.fields(hint) if field.init]
         required = [
@@ -104,24 +124,40 @@ def _class_schema(hint: type, where: str) -> dict[str, Any]:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         ]
         hints = hints_of(hint, where)
-        return object_schema({field.name: hints[field.name] for field in fields}, required, where)
+        return object_schema({field.name: hints[field.name] for field in fields}, required, where, inside)
     if typing.is_typeddict(hint):
+        hints = hints_of(hint, where)
         required = sorted(hint.__required_keys__)  # type: ignore[attr-defined]
-        return object_schema(hints_of(hint, where), required, where)
+        # Where hints are texts, Python's own list of what is required does not know of NotRequired.
+        required = [name for name in required if typing.get_origin(hints[name]) is not typing.NotRequired]
+        return object_schema(hints, required, where, inside)
     raise InvalidArgumentError(f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict")
 
 
-def object_schema(hints: Mapping[str, Any], required: list[str], where: str) -> dict[str, Any]:
+def object_schema(
+    hints: Mapping[str, Any], required: list[str], where: str, inside: tuple[type, ...] = ()
+) -> dict[str, Any]:
     """The schema of an object with these members; definitions of its members are moved up to it."""
-    properties, definitions = {}, {}
+    properties: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     for name, hint in hints.items():
-        schema = schema_of(hint, f"{where}.{name}")
-        definitions.update(schema.pop("$defs", {}))
-        properties[name] = schema
+        properties[name] = schema_of(hint, f"{where}.{name}", inside)
+        _move_definitions(properties[name], definitions, f"{where}.{name}")
     result: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
     if definitions:
         result["$defs"] = definitions
     return result
+
+
+def _move_definitions(schema: dict[str, Any], definitions: dict[str, Any], where: str) -> None:
+    """Take the definitions out of a schema and those in it: references count from the outermost."""
+    for name, definition in schema.pop("$defs", {}).items():
+        if definitions.setdefault(name, definition) != definition:
+            raise InvalidArgumentError(f"{where}: there are two different types with the name {name!r}")
+    inner = [*schema.get("anyOf", ()), *schema.get("prefixItems", ()), *schema.get("properties", {}).values()]
+    for one in (*inner, schema.get("items"), schema.get("additionalProperties")):
+        if isinstance(one, dict):
+            _move_definitions(one, definitions, where)
 
 
 def hints_of(thing: Any, where: str) -> dict[str, Any]:
@@ -139,13 +175,14 @@ def value_of(hint: Any, value: Any) -> Any:
         ValueError, TypeError: It cannot be.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Annotated:
+    if origin in (typing.Annotated, typing.Required, typing.NotRequired):
         return value_of(arguments[0], value)
     if origin in (Union, types.UnionType):
         return _union_value(arguments, value)
     kind = origin or hint
-    if hint in _FROM_TEXT:
-        return _FROM_TEXT[hint](value)
+    from_text = _found(_FROM_TEXT, hint)
+    if from_text is not None:
+        return from_text(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind in _LISTS and isinstance(value, list):

@@ -11,9 +11,11 @@ from pyllm.errors import InvalidArgumentError
 
 Template = str | os.PathLike[str]
 
+_MOST_KNOWN = 32
+
 
 class TemplateStore:
-    """Templates by their text, each read once.
+    """Templates by their text; the last ones that were used are kept.
 
     Args:
         model: Whose template is used where none is given.
@@ -38,13 +40,20 @@ class TemplateStore:
         text = self.default if template is None else _text(template)
         found = self._known.get(text)
         if found is None:
-            found = self._known[text] = ChatTemplates(self.model, template=text)
+            found = ChatTemplates(self.model, template=text)
+            # Templates may come with each call, and from anybody.
+            for old in list(self._known)[: 1 - _MOST_KNOWN]:
+                self._known.pop(old, None)
+            self._known[text] = found
         return found
 
 
 def _text(template: Template) -> str:
     if isinstance(template, os.PathLike):
-        return Path(template).read_text(encoding="utf-8")
+        try:
+            return Path(template).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidArgumentError(f"the chat template {os.fspath(template)} is no UTF-8 text: {error}") from None
     if not isinstance(template, str):
         raise InvalidArgumentError(f"a chat template must be text or a path, not {template!r}")
     # llama.cpp would take any other word for a template without variables: a prompt that never changes.

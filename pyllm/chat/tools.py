@@ -50,6 +50,8 @@ class Tool(Shaped):
             raise InvalidArgumentError(
                 f"a tool must be a function with a name, not {function!r}: write it with def, or make a Tool"
             )
+        if isinstance(function, type):
+            raise InvalidArgumentError(f"a tool must be a function, not the class {name}: write one that makes it")
         if inspect.iscoroutinefunction(function):
             raise InvalidArgumentError(f"the tool {name} is async: give a function that can be called as it is")
         hinted = function if inspect.isroutine(function) else type(function).__call__
@@ -101,11 +103,20 @@ def as_tools(tools: Sequence[Tool | Mapping[str, Any] | Callable[..., Any]] | No
         raise InvalidArgumentError(f"tools must be a list, not {tools!r}")
     result: list[Tool] = []
     for i, tool in enumerate(tools):
-        made = tool if isinstance(tool, Tool) else Tool.of(tool) if callable(tool) else _from_dict(tool, f"tools[{i}]")
+        made = _made(tool, f"tools[{i}]")
         if any(other.name == made.name for other in result):
             raise InvalidArgumentError(f"tools[{i}]: there are two tools with the name {made.name!r}")
         result.append(made)
     return result
+
+
+def _made(tool: Any, where: str) -> Tool:
+    if isinstance(tool, Tool):
+        if not isinstance(tool.parameters, Mapping):
+            raise InvalidArgumentError(f"{where}.parameters must be the JSON schema of an object")
+        _from_dict(tool, where)
+        return tool
+    return Tool.of(tool) if callable(tool) else _from_dict(tool, where)
 
 
 def _from_dict(tool: Any, where: str) -> Tool:
@@ -125,8 +136,8 @@ def _from_dict(tool: Any, where: str) -> Tool:
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
         raise InvalidArgumentError(f"{where}.function.parameters must be the JSON schema of an object")
     try:
-        json.dumps(dict(parameters))
-    except (TypeError, ValueError) as error:
+        json.dumps(dict(parameters), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgumentError(f"{where}.function.parameters is no JSON: {error}") from None
     return Tool(name, description, dict(parameters))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pyllm.errors import InvalidArgumentError
-from pyllm.types import Logprobs, Timings, Usage
+from pyllm.types import Logprobs, Speculation, Timings, Usage
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort"]
 
@@ -75,7 +75,7 @@ class ToolCall(Shaped):
         """
         try:
             arguments = json.loads(self.function.arguments or "{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidArgumentError(
                 f"the arguments of {self.name} are not complete JSON ({error}): {self.function.arguments!r}"
             ) from None
@@ -243,6 +243,7 @@ class ChatCompletion(Shaped):
         choices: The answers.
         usage: Counts of tokens.
         timings: Durations.
+        speculation: How drafts went, where they were made.
         model: Name of the model's file.
         id: A name that no other completion has.
         created: When it was asked for, in seconds since 1970.
@@ -251,6 +252,7 @@ class ChatCompletion(Shaped):
     choices: tuple[ChatChoice, ...]
     usage: Usage
     timings: Timings = field(default=Timings(0.0, 0.0, 0), compare=False)
+    speculation: Speculation | None = field(default=None, compare=False)
     model: str = field(default="", compare=False)
     id: str = field(default="", compare=False)
     created: int = field(default=0, compare=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_companions, find_model
 from pyllm.cli.options import ModelOptions, SamplingOptions, StructureOptions, read_text, with_options
 from pyllm.cli.output import set_verbose
 from pyllm.hub.registry import DEFAULT_MODEL
@@ -25,9 +25,7 @@ def chat(
     model_options: ModelOptions,
     sampling: SamplingOptions,
     structure: StructureOptions,
-    model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.", show_default=DEFAULT_MODEL)
-    ] = None,
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=DEFAULT_MODEL)] = None,
     system_prompt: Annotated[
         str | None, _option("--system-prompt", "-sys", help="What the model is told before everything.")
     ] = None,
@@ -92,8 +90,7 @@ def chat(
     if session is not None:
         check_name(session)
     path = find_model(model or DEFAULT_MODEL, yes=yes)
-    if "draft" in arguments:
-        arguments["draft"] = find_model(arguments["draft"], yes=yes)
+    arguments = find_companions(arguments, yes=yes)
 
     from pyllm import Llama
     from pyllm.cli.chat_loop import Chat

@@ -26,6 +26,7 @@ _OTHER_SETTINGS = (
     "chat_template_kwargs",
 )
 _NONE = ("default", "none", "off")
+_SWITCHES = ("enable_thinking",)  # of which "off" is a value
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def candidates(chat: Chat, line: str) -> Iterable[str]:
     if " " in rest:
         return []
     choices: Iterable[str] = ()
-    if name in ("/set", "/unset"):
+    if name == "/set":
         choices = setting_names()
     elif name in ("/load", "/save"):
         choices = session_names()
@@ -159,7 +160,7 @@ def _set(chat: Chat, rest: str) -> None:
     if not text:
         chat.screen.show(f"{name} = {json.dumps(_value_of(chat, name), default=str)}")
         return
-    if text.lower() in _NONE and name != "enable_thinking":
+    if text.lower() in _NONE and not (text.lower() == "off" and name in _SWITCHES):
         chat.session.settings.pop(name, None)
         chat.given.pop(name, None)
     else:
@@ -181,7 +182,7 @@ def _parse(text: str) -> Any:
         return text.lower() in ("on", "yes")
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

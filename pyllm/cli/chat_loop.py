@@ -172,7 +172,7 @@ class Chat:
         except PyllmError as error:
             if not self.screen.is_terminal:
                 raise
-            self.screen.warn(f"error: {error.args[0] if error.args else type(error).__name__}")
+            self.screen.warn(f"error: {error.message}")
         except KeyboardInterrupt:
             if not self.screen.is_terminal:
                 raise

@@ -111,7 +111,7 @@ class Session:
             value = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise SessionError(f"cannot read the conversation {path}: {error.strerror or error}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SessionError(f"{path} is not a conversation of pyllm chat: {error}") from error
         if not isinstance(value, dict) or value.get("format") != _FORMAT:
             raise SessionError(f"{path} is not a conversation of pyllm chat")
@@ -120,6 +120,10 @@ class Session:
         messages, settings = value.get("messages"), value.get("settings")
         if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(settings, dict):
             raise SessionError(f"{path} is damaged: it must hold a list of messages and settings")
+        from pyllm.cli.chat_commands import setting_names
+
+        if unknown := sorted(set(settings) - set(setting_names())):
+            raise SessionError(f"{path} is damaged: /set knows no {unknown[0]!r}")
         return cls(messages, settings)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_model
 from pyllm.cli.output import set_verbose
 from pyllm.cli.texts import texts_or_lines
 
@@ -53,7 +53,7 @@ class Overflow(StrEnum):
 
 
 def embed(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     texts: Annotated[
         list[str] | None,
         typer.Argument(metavar="TEXT", help="The texts; without any, the lines of standard input."),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_model
 from pyllm.cli.output import human_size, set_verbose
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _DEFAULT_CONTEXT = 4096
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file, or an alias.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     ctx_size: Annotated[
         int, typer.Option("--ctx-size", "-c", min=1, help="Context length that the memory is estimated for.")
     ] = _DEFAULT_CONTEXT,
@@ -92,7 +92,7 @@ def _memory(path: Path, ctx_size: int) -> dict[str, Any]:
         estimate = memory.estimate(path, n_ctx=ctx_size)
     except PyllmError as error:
         # A file that llama.cpp cannot load still has metadata worth showing.
-        return {"n_ctx": ctx_size, "error": str(error.args[0])}
+        return {"n_ctx": ctx_size, "error": error.message}
     return {
         "n_ctx": estimate.n_ctx,  # llama.cpp rounds it up
         "model": estimate.model,

@@ -19,6 +19,7 @@ from pyllm.cli.pull import pull
 from pyllm.cli.rerank import rerank
 from pyllm.cli.rm import rm
 from pyllm.cli.run import run
+from pyllm.cli.serve import serve
 from pyllm.cli.tokenize import tokenize
 from pyllm.errors import PyllmError
 
@@ -41,16 +42,23 @@ class _Group(TyperGroup):
             note("")
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:
-            # Nobody reads any more. Python flushes stdout once again as it ends; let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()  # nobody reads any more
             raise typer.Exit(_BROKEN_PIPE) from None
+        except OSError as error:  # of standard output mostly: a disk that is full
+            note(f"error: {error}")
+            _drop_output()
+            raise typer.Exit(_FAILED) from error
         return result
+
+
+def _drop_output() -> None:
+    # Python flushes stdout once again as it ends; let that go nowhere.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _message(error: PyllmError) -> str:
     # str() of the error has llama.cpp's log below the message; with --verbose that log was shown as it came.
-    text = str(error.args[0]) if error.args else type(error).__name__
-    return f"{text} (--verbose shows llama.cpp's log)" if error.log and not is_verbose() else text
+    return f"{error.message} (--verbose shows llama.cpp's log)" if error.log and not is_verbose() else error.message
 
 
 def _show_version(wanted: bool) -> None:
@@ -74,6 +82,7 @@ app.command()(chat)
 app.command()(pull)
 app.command("list")(list_)
 app.command()(rm)
+app.command()(serve)
 app.command()(embed)
 app.command()(rerank)
 app.command()(tokenize)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyllm.cli.output import human_size, progress_bar
 
 if TYPE_CHECKING:
     from pyllm.hub.registry import KnownModel
     from pyllm.hub.source import Offer
+
+MODEL_HELP = "A GGUF file, an alias, or a reference like owner/repo:Q4_K_M."
 
 
 def find_model(name: str, *, yes: bool) -> Path:
@@ -44,11 +46,21 @@ def find_model(name: str, *, yes: bool) -> Path:
         if not agreed(model):
             return False
         with progress_bar() as progress:
-            hub.pull(model.alias, progress=progress)
+            hub.pull(name, progress=progress)
         return True
 
     # The pull happens inside the question, so that its bar is gone before anything else is written.
     return hub.resolve(name, download=pull_with_bar)
+
+
+def find_companions(arguments: dict[str, Any], *, yes: bool) -> dict[str, Any]:
+    """Arguments of a Llama in which the draft model and adapters that were named are files; see :func:`find_model`."""
+    found = dict(arguments)
+    if "draft" in found:
+        found["draft"] = find_model(found["draft"], yes=yes)
+    if "lora" in found:
+        found["lora"] = [(find_model(name, yes=yes), scale) for name, scale in found["lora"]]
+    return found
 
 
 def _confirm(question: str) -> bool:

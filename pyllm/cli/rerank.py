@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_model
 from pyllm.cli.output import set_verbose
 from pyllm.cli.texts import texts_or_lines
 
@@ -27,7 +27,7 @@ class Overflow(StrEnum):
 
 
 def rerank(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What is asked.")],
     documents: Annotated[
         list[str] | None,

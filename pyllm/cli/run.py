@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_companions, find_model
 from pyllm.cli.options import ModelOptions, SamplingOptions, StructureOptions, read_text, with_options
 from pyllm.cli.output import set_verbose
 from pyllm.hub.registry import DEFAULT_MODEL
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_LENGTH = 128
 _STDIN = "-"
-_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+_ESCAPES = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"'": b"'", b'"': b'"', b"\\": b"\\"}
+_ESCAPE = re.compile(rb"""\\(?:([nrt'"\\])|x([0-9a-fA-F]{2}))""")
 
 
 @with_options
@@ -30,7 +33,8 @@ def run(
     sampling: SamplingOptions,
     structure: StructureOptions,
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.", show_default=DEFAULT_MODEL)
+        str | None,
+        typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=DEFAULT_MODEL),
     ] = None,
     prompt: Annotated[
         str | None, typer.Argument(metavar="PROMPT", help="The text to continue; - or nothing reads standard input.")
@@ -63,10 +67,15 @@ def run(
 ) -> None:
     """Continue a text, and print what the model writes.
 
-    A single argument is the model when it is an alias, an existing file or ends in .gguf, and else the prompt.
+    A single argument is the model when it is an alias, an existing file, ends in .gguf or is a reference like
+    owner/repo:Q4_K_M, and else the prompt.
     Nothing but generated text goes to standard output.
     """
     set_verbose(verbose)
+    if prompt_cache_ro and prompt_cache is None:
+        raise typer.BadParameter("--prompt-cache-ro reads what --prompt-cache names, and nothing is named")
+    if prompt_cache is not None and not prompt_cache_ro and not prompt_cache.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--prompt-cache: there is no folder {prompt_cache.parent}")
     model, prompt = _split(model, prompt, prompt_is_elsewhere=file is not None)
     text = _read_prompt(prompt, file)
     if escape:
@@ -81,8 +90,7 @@ def run(
     }
     arguments = model_options.arguments()
     path = find_model(model, yes=yes)
-    if "draft" in arguments:
-        arguments["draft"] = find_model(arguments["draft"], yes=yes)
+    arguments = find_companions(arguments, yes=yes)
     if prompt_cache is not None:
         options["cache_prompt"] = True
     from pyllm import Llama
@@ -95,23 +103,20 @@ def run(
 
 
 def unescape(text: str) -> str:
-    r"""Read backslash sequences as llama.cpp's programs do: \n, \r, \t, \', \", \\ and \xHH; others stay."""
-    parts, i = [], 0
-    while i < len(text):
-        if text[i] == "\\" and text[i + 1 : i + 2] in _ESCAPES and i + 1 < len(text):
-            parts.append(_ESCAPES[text[i + 1]])
-            i += 2
-        elif text[i : i + 2] == "\\x" and _is_hex(text[i + 2 : i + 4]):
-            parts.append(chr(int(text[i + 2 : i + 4], 16)))
-            i += 4
-        else:
-            parts.append(text[i])
-            i += 1
-    return "".join(parts)
+    r"""Read backslash sequences as llama.cpp's programs do: \n, \r, \t, \', \", \\ and \xHH; others stay.
 
+    Raises:
+        typer.BadParameter: The bytes that \xHH stand for are not UTF-8.
+    """
 
-def _is_hex(digits: str) -> bool:
-    return len(digits) == 2 and all(digit in "0123456789abcdefABCDEF" for digit in digits)
+    def byte(match: re.Match[bytes]) -> bytes:
+        return bytes([int(match[2], 16)]) if match[2] else _ESCAPES[match[1]]
+
+    data = _ESCAPE.sub(byte, text.encode("utf-8", "surrogateescape"))
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"the prompt is not UTF-8 once its escapes are read: {error}") from error
 
 
 def _split(model: str | None, prompt: str | None, *, prompt_is_elsewhere: bool) -> tuple[str, str | None]:
@@ -122,21 +127,11 @@ def _split(model: str | None, prompt: str | None, *, prompt_is_elsewhere: bool) 
         return DEFAULT_MODEL, None
     if prompt is not None or prompt_is_elsewhere:
         return model, prompt
-    if (
-        model.lower() in hub.ALIASES
-        or model.endswith(".gguf")
-        or (":" in model and hub.is_reference(model))
-        or _is_file(model)
-    ):
+    # References have no blanks in them, and almost every prompt has.
+    is_reference = not any(map(str.isspace, model)) and hub.is_reference(model)
+    if is_reference or model.endswith(".gguf") or os.path.isfile(model):
         return model, None
     return DEFAULT_MODEL, model
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).is_file()
-    except (OSError, ValueError):
-        return False  # too long for a path, or with a null character: a prompt
 
 
 def _read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pyllm.cli.models import find_model
+from pyllm.cli.models import MODEL_HELP, find_model
 from pyllm.cli.output import set_verbose
 from pyllm.cli.texts import whole_input
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def tokenize(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)],
     text: Annotated[
         str | None, typer.Argument(metavar="TEXT", help="The text; - or nothing reads standard input.")
     ] = None,

@@ -27,6 +27,9 @@ class Session(Protocol[_Whole, _Piece]):
     def abort(self) -> None:
         """End it as soon as possible."""
 
+    def check_thread(self) -> None:
+        """Refuse to be waited for where it could never begin."""
+
 
 async def complete(session: Session[_Whole, Any]) -> _Whole:
     """The completion. A cancelled task aborts it."""
@@ -50,6 +53,7 @@ def stream(session: Session[Any, _Piece]) -> AsyncIterator[_Piece]:
 
 
 async def _in_thread(session: Session[Any, Any], work: Callable[[], Iterator[Any]]) -> AsyncIterator[Any]:
+    session.check_thread()
     loop = asyncio.get_running_loop()
     # (item, exception); both None at the end.
     queue: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()

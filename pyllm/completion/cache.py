@@ -277,12 +277,17 @@ class PromptCache:
         if self._is_recurrent:
             # Some snapshots of the last tokens, where the context was made with them.
             return text.data is None and len(text.tokens) - n <= self.context.n_rs_seq
-        # With a sliding window, tokens that fell out of it are gone: all that the next one looks at must be there.
         # A saved state has no more than the window of its end.
-        window = self.context.model.n_swa
         if text.data is not None:
-            return len(text.tokens) <= window
-        return self.context.memory.pos_min(text.seq_id or 0) <= max(0, n - window - 1)
+            return len(text.tokens) <= self.context.model.n_swa
+        return self._window_reaches_back(text.seq_id or 0, n)
+
+    def _window_reaches_back(self, seq_id: int, n: int) -> bool:
+        """Whether a sequence still has all that the token behind its first `n` looks at.
+
+        Tokens that fell out of a sliding window are gone.
+        """
+        return self.context.memory.pos_min(seq_id) <= max(0, n - self.context.model.n_swa - 1)
 
     @staticmethod
     def _checkpoint(text: KeptText, n: int) -> Checkpoint | None:
@@ -294,8 +299,9 @@ class PromptCache:
         memory = self.context.memory
         if n == len(text.tokens):
             return memory.pos_max(0) == n - 1
-        reaches = not self._needs_checkpoints or self._reaches_back(text, n)
-        if reaches and memory.rm(0, n) and memory.pos_max(0) == n - 1:
+        # Where a copy of the text is kept by now makes no difference to what sequence 0 has.
+        reaches = self._reaches_back(text, n) if self._is_recurrent else self._window_reaches_back(0, n)
+        if (reaches or not self._needs_checkpoints) and memory.rm(0, n) and memory.pos_max(0) == n - 1:
             return True
         checkpoint = self._checkpoint(text, n)
         return checkpoint is not None and checkpoint.n == n and restore(self.context, checkpoint)

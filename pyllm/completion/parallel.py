@@ -61,7 +61,7 @@ class _Text:
             index=self.index,
             stop=str(stopped) if stopped is not None else None,
             logprobs=recorder.all() if recorder is not None and self.request.logprobs is not None else None,
-            parser=self.request.parser("".join(self.text), self.reason or "length", stopped),
+            parser=self.request.parser("".join(self.text), complete=self.reason == "stop" and stopped is None),
         )
         return Finished(choice, 0.0 if recorder is None else recorder.mean)
 

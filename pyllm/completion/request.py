@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from pyllm.completion.infill import infill_prompt
 from pyllm.completion.overflow import ENDLESS, Overflow
 from pyllm.core.sampler import Chain, Sampler
+from pyllm.core.text_stream import TextStream
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import SamplingParams, field_names, unknown_argument
 from pyllm.processors.base import as_processors
 from pyllm.sampling import build_chain, new_seed
-from pyllm.types import FinishReason
 
 if TYPE_CHECKING:
     from pyllm.llama import Llama, Tokens
@@ -37,6 +37,7 @@ _DEFAULTS: dict[str, Any] = {
     "n": 1,
     "best_of": None,
     "suffix": None,
+    "spm_infill": False,
     "logits_processor": None,
     "stopping_criteria": None,
     "sampler": None,
@@ -90,8 +91,7 @@ class CompletionRequest:
         seed = self.params.seed if self.params.seed is not None else llama.seed
         self.seed = new_seed() if seed is None else seed
         self.max_tokens = _max_tokens(own["max_tokens"])
-        stop: str | Iterable[str] = own["stop"] or ()
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        self.stop = _stop(own["stop"])
         self.echo = bool(own["echo"])
         special = own["special"]
         self.special: bool | tuple[int, ...] = (
@@ -111,9 +111,14 @@ class CompletionRequest:
         if self.best_of > 1 and self.sampler is not None:
             raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
 
-        self.ids = _prompt_ids(llama, prompt, own["suffix"])
+        ids = _prompt_ids(llama, prompt, own["suffix"], own["spm_infill"])
         self.overflow = Overflow(llama, own["overflow"], own["n_keep"])
-        self.ids = self.overflow.fit(self.ids, self.max_tokens)
+        self.ids = self.overflow.fit(ids, self.max_tokens)
+        if own["suffix"] is not None and len(self.ids) < len(ids):
+            raise InvalidArgumentError(
+                f"prompt and suffix are {len(ids)} tokens and the context has room for {len(self.ids)} of them; "
+                f"overflow={self.overflow.rule!r} would cut off the tokens that say what is which: shorten them"
+            )
         self.speculation = llama._speculation(own["speculative"])
         self.room = _room(llama, len(self.ids))
         self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
@@ -135,9 +140,9 @@ class CompletionRequest:
             return 0
         return self.logprobs
 
-    def parser(self, text: str, reason: FinishReason, stop: object) -> Callable[[], Any] | None:
-        """What makes the value that a text stands for; None where there is none, or the text is not complete."""
-        if self.form is None or self.form.parser is None or reason != "stop" or stop is not None:
+    def parser(self, text: str, *, complete: bool) -> Callable[[], Any] | None:
+        """What makes the value that a text stands for; None where there is none, or the model has not ended it."""
+        if self.form is None or self.form.parser is None or not complete:
             return None
         return functools.partial(self.form.parse, text[len(self.prompt_text) :])
 
@@ -187,11 +192,25 @@ def _criteria(value: Any) -> list[StoppingCriterion]:
     return criteria
 
 
-def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any) -> NDArray[np.int32]:
+def _stop(value: Any) -> tuple[str | bytes, ...]:
+    stop = () if value is None else (value,) if isinstance(value, (str, bytes)) else value
+    if not isinstance(stop, Iterable):
+        raise InvalidArgumentError(f"stop must be a text or a list of texts, not {value!r}")
+    result = tuple(stop)
+    try:
+        TextStream(result)  # its errors are raised now
+    except UnicodeEncodeError as cause:
+        raise InvalidArgumentError(f"a stop string is no text: {cause}") from None
+    return result
+
+
+def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any, suffix_first: Any) -> NDArray[np.int32]:
+    if suffix_first and suffix is None:
+        raise InvalidArgumentError("spm_infill=True would have no effect: it belongs to a suffix")
     if suffix is not None:
         if not isinstance(prompt, (str, bytes)) or not isinstance(suffix, (str, bytes)):
             raise InvalidArgumentError("with a suffix, prompt and suffix must be texts")
-        ids = infill_prompt(llama.vocab, prompt, suffix)
+        ids = infill_prompt(llama.vocab, prompt, suffix, suffix_first=bool(suffix_first))
     elif isinstance(prompt, (str, bytes)):
         ids = llama.vocab.tokenize(prompt, add_special=True, parse_special=True)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from pyllm.completion.parallel import ParallelRun
 from pyllm.completion.pieces import Finished, Piece
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import ClosedError, InvalidArgumentError
 from pyllm.types import Chunk, Completion, Speculation, Timings, Usage
 
 if TYPE_CHECKING:
@@ -50,10 +51,22 @@ class CompletionSession:
     def __exit__(self, *exc_info: object) -> None:
         try:
             if self.runs and not self.runs[-1].results:
-                self.runs[-1].remember()
+                # Of a Llama that was closed meanwhile there is nothing to note.
+                with contextlib.suppress(ClosedError):
+                    self.runs[-1].remember()
         finally:
+            # They know the session: it would hold itself, and the Llama, until the garbage is collected.
+            self.runs, self.parallel = [], None
             self.llama._cache.settle()
             self.llama._release()
+
+    def check_thread(self) -> None:
+        """Refuse to be waited for by a thread that has an open stream of the Llama itself.
+
+        Raises:
+            StreamOpenError: It has.
+        """
+        self.llama._refuse_open_stream()
 
     def abort(self) -> None:
         """End it as soon as possible; takes no lock that is held for long."""

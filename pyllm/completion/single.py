@@ -101,6 +101,8 @@ class SingleRun:
         # The prompt goes through the encoder, the answer begins with a token of its own.
         context, model = self.llama.context, self.llama.model
         context.memory.clear(data=False)
+        if self.recorder is not None:
+            self.recorder.end_prompt(len(self.request.prompt_text))
         generation = Generation(context, self._sampler(), stop=self.request.stop, special=self.request.special)
         context.encode(Batch.from_arrays(self.request.ids, outputs="all"))
         start = model.decoder_start_token
@@ -257,13 +259,13 @@ class SingleRun:
         generation, request = self.generation, self.request
         generated = np.empty(0, np.int32)
         reason: FinishReason = self.ended or "length"
-        stopped = None
+        stopped, complete = None, False
         if generation is not None:
             self.text.append(generation.stream.take(all=True))
             generated = generation.tokens
             stopped = generation.stream.stopped
             if generation.finish_reason == "stop":
-                reason = "stop"
+                reason, complete = "stop", stopped is None
             self.remember()
         text = "".join(self.text)
         if self.recorder is not None and stopped is not None:
@@ -277,7 +279,7 @@ class SingleRun:
             index=self.index,
             stop=str(stopped) if stopped is not None else None,
             logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
-            parser=request.parser(text, reason, stopped),
+            parser=request.parser(text, complete=complete),
         )
         self.results = [Finished(choice, 0.0 if recorder is None else recorder.mean)]
         return self.results[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.cache import OWNER, common_length
-from pyllm.completion.overflow import RULES
 from pyllm.conversation import file, fit
-from pyllm.conversation.text import TextHistory
+from pyllm.conversation.record import Record, answer_of, check_arguments, check_rule, plain
+from pyllm.conversation.text import TextHistory, generated, tokens_behind
 from pyllm.errors import ClosedError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -35,55 +36,56 @@ class Conversation:
 
     Threads may share it: a turn waits until the one before it is done. A turn that fails leaves it as it was.
 
-    Attributes:
-        name: Its name.
-        overflow: What happens when it is longer than the context. "error": the turn is an error. "truncate_middle":
-            the oldest messages after the system's are not told to the model any more; of a text, the oldest tokens
-            after the beginning. "shift": as "truncate_middle", and an answer goes on where the context is full; see
-            :meth:`pyllm.Llama.create_completion`.
-        defaults: Arguments of every turn, which a turn's own replace.
+    It keeps its Llama, and the Llama keeps what was said: one that nobody has any more is found again by its name.
     """
 
-    def __init__(
-        self,
-        llama: Llama,
-        name: str,
-        *,
-        messages: Sequence[Mapping[str, Any]] = (),
-        overflow: str = "error",
-        defaults: Mapping[str, Any] | None = None,
-    ) -> None:
-        if overflow not in RULES:
-            raise InvalidArgumentError(f"overflow must be one of {', '.join(map(repr, RULES))}, not {overflow!r}")
-        self.name = name
-        self.overflow = overflow
-        self.defaults = dict(defaults or {})
-        _check_arguments(self.defaults)
+    def __init__(self, llama: Llama, record: Record) -> None:
         self._llama = llama
-        self._messages: list[dict[str, Any]] = [dict(message) for message in messages]
-        self._first = 0
-        self._history = TextHistory()
-        self._lock = threading.Lock()
-        self._thread: int | None = None
-        self._closed = False
+        self._record = record
 
     # ---- what it is
 
     @property
+    def name(self) -> str:
+        """Its name."""
+        return self._record.name
+
+    @property
+    def overflow(self) -> str:
+        """What happens when it is longer than the context.
+
+        "error": the turn is an error. "truncate_middle": the oldest messages after the system's are not told to the
+        model any more; of a text, the oldest tokens after the beginning. "shift": as "truncate_middle", and an answer
+        goes on where the context is full; see :meth:`pyllm.Llama.create_completion`.
+        """
+        return self._record.overflow
+
+    @overflow.setter
+    def overflow(self, value: str) -> None:
+        check_rule(value)
+        self._record.overflow = value
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Arguments of every turn, which a turn's own replace. The dict may be changed."""
+        return self._record.defaults
+
+    @property
     def messages(self) -> list[dict[str, Any]]:
         """What was said, in OpenAI's shape: a copy. All of it, also what the model is not told any more."""
-        return [dict(message) for message in self._messages]
+        return copy.deepcopy(self._record.messages)
 
     @property
     def system(self) -> str | None:
         """The system prompt, or None."""
-        first = self._messages[0] if self._messages else {}
+        messages = self._record.messages
+        first = messages[0] if messages else {}
         return first["content"] if first.get("role") == "system" else None
 
     @property
     def text(self) -> str:
         """What :meth:`complete` was given and has generated so far."""
-        return self._history.text
+        return self._record.history.text
 
     @property
     def tokens(self) -> NDArray[np.int32]:
@@ -94,11 +96,12 @@ class Conversation:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._closed
+        return self._record.closed
 
     def __repr__(self) -> str:
-        what = f"{len(self._messages)} messages" if not len(self._history) else f"{len(self._history.ids)} tokens"
-        return f"<Conversation {self.name!r}, {'closed' if self._closed else what}>"
+        record = self._record
+        what = f"{len(record.messages)} messages" if not len(record.history) else f"{len(record.history.ids)} tokens"
+        return f"<Conversation {self.name!r}, {'closed' if self.closed else what}>"
 
     # ---- turns
 
@@ -118,7 +121,7 @@ class Conversation:
             completion: ChatCompletion = self._as_owner(
                 lambda: self._llama.create_chat_completion(**self._chat_arguments(arguments))
             )
-            turn(completion.message.to_dict())
+            turn(answer_of(completion))
         return completion
 
     def stream(self, message: Said = None, **arguments: Any) -> Iterator[ChatChunk]:
@@ -132,18 +135,20 @@ class Conversation:
                 given = {**self._chat_arguments(arguments), "stream": True}
                 pieces: Iterator[ChatChunk] = self._as_owner(lambda: self._llama.create_chat_completion(**given))
                 text, reasoning = [], []
+                done = False
                 try:
                     while (chunk := self._as_owner(lambda: next(pieces, None))) is not None:
                         text.append(chunk.text)
                         reasoning.append(chunk.reasoning)
                         if chunk.completion is not None:
-                            turn(chunk.completion.message.to_dict())
+                            done = True
+                            turn(answer_of(chunk.completion))
                         yield chunk
                 except GeneratorExit:
-                    answer = {"role": "assistant", "content": "".join(text)}
-                    if any(reasoning):
-                        answer["reasoning_content"] = "".join(reasoning)
-                    if any(text) or any(reasoning):
+                    if not done and (any(text) or any(reasoning)):
+                        answer = {"role": "assistant", "content": "".join(text)}
+                        if any(reasoning):
+                            answer["reasoning_content"] = "".join(reasoning)
                         turn(answer)
                     raise
                 finally:
@@ -162,27 +167,31 @@ class Conversation:
             InvalidArgumentError: It is a chat already; it does not fit the context; or an argument is wrong.
         """
         with self._held():
-            if self._messages:
+            record, llama = self._record, self._llama
+            history, vocab = record.history, llama.vocab
+            if record.messages:
                 raise InvalidArgumentError(f"the conversation {self.name!r} is a chat: use say()")
-            given = {"cache_prompt": True, **self.defaults, **arguments}
-            _check_arguments(given)
-            context, vocab = self._llama.context, self._llama.vocab
-            if isinstance(text, str):
-                added = vocab.tokenize(text, add_special=not len(self._history), parse_special=True)
-            else:
+            given = {"cache_prompt": True, **record.defaults, **arguments}
+            check_arguments(given)
+            given["overflow"] = record.overflow
+            if not isinstance(text, (str, bytes)):
                 added = vocab.as_tokens(text)
-                text = vocab.detokenize(added)
-            keep = given.get("n_keep")
-            if self.overflow == "error":
-                prompt = self._history.prompt(added)
+                data = b"".join(map(vocab.token_to_piece, added.tolist()))
             else:
-                most = fit.prompt_room(self._llama, given)
+                data = text.encode() if isinstance(text, str) else text
+                # Nothing is put before a text that goes on.
+                added = tokens_behind(vocab, data) if len(history) else vocab.tokenize(data, parse_special=True)
+            prompt, dropped = history.prompt(added), history.dropped
+            if record.overflow != "error":
+                keep = given.get("n_keep")
                 if keep is None or keep < 0:
                     keep = int(vocab.add_bos and vocab.bos is not None)
-                prompt = self._history.shortened(added, keep, most, context.n_ctx_seq // 2)
-            given |= {"overflow": self.overflow}
-            completion: Completion = self._as_owner(lambda: self._llama.create_completion(prompt, **given))
-            self._history.add(added, np.array(completion.tokens, np.int32), text, completion.text)
+                most = fit.prompt_room(llama, given)
+                prompt, dropped = history.shortened(added, keep, most, llama.context.n_ctx_seq // 2)
+            completion: Completion = self._as_owner(lambda: llama.create_completion(prompt, **given))
+            special = given.get("special", False)
+            ids, answer = generated(vocab, completion.tokens, completion.choices[0].stop, special)
+            history.add([added, ids], data + answer, dropped)
         return completion
 
     def abort(self) -> None:
@@ -204,23 +213,27 @@ class Conversation:
             InvalidArgumentError: There is nothing to take back.
         """
         with self._held():
-            if len(self._history):
-                self._history.pop()
+            record = self._record
+            if len(record.history):
+                record.history.pop()
                 return []
-            starts = fit.begins_exchange(self._messages)
+            starts = fit.begins_exchange(record.messages)
             if not starts:
                 raise InvalidArgumentError(f"nobody has said anything in the conversation {self.name!r}")
-            removed = self._messages[starts[-1] :]
-            del self._messages[starts[-1] :]
+            removed = record.messages[starts[-1] :]
+            del record.messages[starts[-1] :]
+            if record.first >= len(record.messages):
+                record.first = 0  # what comes next is another exchange
             return removed
 
     def reset(self) -> None:
         """Begin anew: nothing but what the system said first is left."""
         with self._held(), self._llama_held():
-            del self._messages[fit.system_length(self._messages) :]
-            self._first = 0
-            self._history = TextHistory()
+            record = self._record
             self._llama._cache.drop(self.name)
+            del record.messages[fit.system_length(record.messages) :]
+            record.first = 0
+            record.history = TextHistory()
 
     def fork(self, name: str) -> Conversation:
         """Another conversation that begins as this one. What they have in common is computed once.
@@ -232,10 +245,10 @@ class Conversation:
             InvalidArgumentError: There is one of that name.
         """
         with self._held():
-            other = self._llama._new_conversation(name, self._messages, self.overflow, self.defaults)
-            other._first = self._first
-            other._history = self._history.copy()
-        return other
+            record = self._record
+            other = Record(name, record.overflow, dict(record.defaults))
+            other.begins_with(record)
+            return self._llama._add_conversation(other)
 
     def save(self, path: str | os.PathLike[str]) -> int:
         """Write it to a file, from which :meth:`pyllm.Llama.load_conversation` brings it back.
@@ -253,54 +266,57 @@ class Conversation:
         with self._held(), self._llama_held():
             cache = self._llama._cache
             kept = cache.believed(self.name)
-            header = {
-                "name": self.name,
-                "messages": self._messages,
-                "first": self._first,
-                "overflow": self.overflow,
-                "text": self._history.to_dict(),
-            }
             tokens, state = np.empty(0, np.int32), b""
             if kept is not None:
                 tokens, state = kept.tokens, cache.state_of(kept)
-            return file.write(path, self._llama, "conversation", file.SavedText(header, tokens, state))
+            saved = file.SavedText(self._record.to_header(), tokens, state)
+            return file.write(path, self._llama, "conversation", saved)
 
     def close(self) -> None:
         """Forget it, and free its memory. Closing twice is allowed."""
-        if self._closed:
-            return
-        with self._held():
-            self._closed = True
-            self._llama._conversations.pop(self.name, None)
-            if not self._llama.context.closed:
+        with self._held(even_closed=True):
+            llama = self._llama
+            if self.closed:
+                return
+            if not llama.context.closed:
                 with self._llama_held():
-                    self._llama._cache.drop(self.name)
+                    llama._cache.drop(self.name)
+            self._record.closed = True
+            llama._conversations.pop(self.name, None)
 
     def __enter__(self) -> Conversation:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        from pyllm.llama import StreamOpenError
+
+        try:
+            self.close()
+        except StreamOpenError:
+            # An exception that passes through is not hidden behind the stream that it has left open.
+            if not any(exc_info):
+                raise
 
     # ---- inside
 
     @contextlib.contextmanager
-    def _held(self) -> Iterator[None]:
+    def _held(self, *, even_closed: bool = False) -> Iterator[None]:
         from pyllm.llama import StreamOpenError
 
-        if self._thread == threading.get_ident():
+        record = self._record
+        if record.thread == threading.get_ident():
             raise StreamOpenError(
                 f"a stream of the conversation {self.name!r} is still open in this thread: read it to its end, "
                 "or close() it first"
             )
-        with self._lock:
-            if self._closed:
+        with record.lock:
+            if record.closed and not even_closed:
                 raise ClosedError(f"the conversation {self.name!r} is closed")
-            self._thread = threading.get_ident()
+            record.thread = threading.get_ident()
             try:
                 yield
             finally:
-                self._thread = None
+                record.thread = None
 
     @contextlib.contextmanager
     def _llama_held(self) -> Iterator[None]:
@@ -314,20 +330,22 @@ class Conversation:
     def _turn(self, message: Said) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Hold it with a message added. Without an answer, all is as it was."""
         with self._held():
-            if len(self._history):
+            record = self._record
+            if len(record.history):
                 raise InvalidArgumentError(f"the conversation {self.name!r} is a text: use complete()")
-            before = len(self._messages)
+            before, first = len(record.messages), record.first
             answers: list[dict[str, Any]] = []
-            self._messages += _plain(message)
+            record.messages += plain(message)
             try:
-                if not self._messages or self._messages[-1]["role"] not in ("user", "tool"):
+                if not record.messages or record.messages[-1]["role"] not in ("user", "tool"):
                     raise InvalidArgumentError(f"there is nothing to answer in the conversation {self.name!r}")
                 yield answers.append
             finally:
                 if answers:
-                    self._messages += _plain(answers)
+                    record.messages += answers
                 else:
-                    del self._messages[before:]
+                    del record.messages[before:]
+                    record.first = first
 
     def _as_owner(self, call: Callable[[], T]) -> T:
         token = OWNER.set(self.name)
@@ -337,21 +355,24 @@ class Conversation:
             OWNER.reset(token)
 
     def _chat_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        given = {"cache_prompt": True, **self.defaults, **arguments}
-        _check_arguments(given)
-        messages: Sequence[Mapping[str, Any]] = self._messages
-        if self.overflow != "error":
+        record = self._record
+        given = {"cache_prompt": True, **record.defaults, **arguments}
+        check_arguments(given)
+        messages: Sequence[Mapping[str, Any]] = record.messages
+        if record.overflow != "error":
             begin = fit.system_length(messages)
-            self._first = fit.fit_messages(
+            record.first = fit.fit_messages(
                 messages,
                 lambda some: len(self._prompt_tokens(some, given)),
                 fit.prompt_room(self._llama, given),
-                first=self._first,
+                first=record.first,
                 spare=self._llama.context.n_ctx_seq // 3,
             )
-            messages = [*messages[:begin], *messages[self._first :]]
-        if self.overflow == "shift":
-            given |= {"overflow": "shift", "n_keep": self._system_tokens(given)}
+            messages = [*messages[:begin], *messages[record.first :]]
+        if record.overflow == "shift":
+            given["overflow"] = "shift"
+            if given.get("n_keep") is None:
+                given["n_keep"] = self._system_tokens(given)
         return {"messages": messages, **given}
 
     def _prompt_tokens(self, messages: Sequence[Mapping[str, Any]], given: Mapping[str, Any]) -> NDArray[np.int32]:
@@ -361,27 +382,9 @@ class Conversation:
 
     def _system_tokens(self, given: Mapping[str, Any]) -> int:
         """How many tokens the prompt begins with whatever a user says."""
-        system = self._messages[: fit.system_length(self._messages)]
+        messages = self._record.messages
+        system = messages[: fit.system_length(messages)]
         one, other = (
             self._prompt_tokens([*system, {"role": "user", "content": text}], given) for text in ("Yes", "no")
         )
         return common_length(one, other)
-
-
-def _plain(message: Any) -> list[dict[str, Any]]:
-    from pyllm.chat.messages import plain_messages
-
-    if message is None:
-        return []
-    if isinstance(message, str):
-        return [{"role": "user", "content": message}]
-    return plain_messages([message] if isinstance(message, Mapping) else message)
-
-
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
-    for name in ("messages", "prompt", "stream", "overflow"):
-        if name in arguments:
-            raise InvalidArgumentError(f"{name} is not an argument of a turn: the conversation sets it")
-    for name in ("n", "best_of"):
-        if arguments.get(name) not in (None, 1):
-            raise InvalidArgumentError(f"a turn has one answer: {name} must be 1, not {arguments[name]!r}")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm import enums
 from pyllm.errors import InvalidArgumentError, StateError
+from pyllm.params import given
 from pyllm.version import __version__
 
 if TYPE_CHECKING:
@@ -52,7 +54,18 @@ def facts(llama: Llama) -> dict[str, Any]:
         "model": [model.description, model.n_params, model.size, model.n_vocab],
         "adapters": [[os.path.basename(adapter.path), float(scale)] for adapter, scale in context.adapters],
         "causal_attn": context.causal_attn,
+        "positions": _positions(llama),
     }
+
+
+def _positions(llama: Llama) -> dict[str, Any]:
+    """How positions are turned, where that was asked for: keys that are kept have been turned already."""
+    asked = {name: value for name, value in given(llama.context_params).items() if name.startswith(("rope_", "yarn_"))}
+    if "rope_scaling_type" in asked:
+        asked["rope_scaling_type"] = int(
+            enums.coerce(enums.RopeScalingType, asked["rope_scaling_type"], "rope_scaling_type")
+        )
+    return asked
 
 
 def write(path: str | os.PathLike[str], llama: Llama, kind: str, saved: SavedText) -> int:
@@ -108,7 +121,7 @@ def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
     start = _START.size
     try:
         header = json.loads(data[start : start + n_header].decode("utf-8", "surrogatepass"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StateError(f"{name!r} is damaged: {error}") from None
     start += n_header
     tokens = np.frombuffer(data, "<i4", n_tokens, start).astype(np.int32)
@@ -123,7 +136,7 @@ def _check(name: str, header: Any, tokens: NDArray[np.int32], llama: Llama, kind
     own = json.loads(json.dumps(facts(llama)))
     if header.get("model") != own["model"]:
         raise StateError(f"{name!r} was saved with another model: {_first(header)}, not {_first(own)}")
-    for key in ("adapters", "causal_attn"):
+    for key in ("adapters", "causal_attn", "positions"):
         if header.get(key) != own[key]:
             raise StateError(f"{name!r} was saved with {key}={header.get(key)}, and here they are {own[key]}")
     n_vocab, n_ctx = llama.context.n_vocab, llama.context.n_ctx_seq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,18 @@ def fit_messages(
     first = first if first in starts else begin
     if count([*system, *messages[first:]]) <= room:
         return first
-    for start in [i for i in starts if i > first]:
-        first = start
-        if count([*system, *messages[first:]]) <= room - spare:
-            break
-    return first
+    later = [i for i in starts if i > first]
+    if not later:
+        return first
+    # The first place from where it fits: to ask at each of them would take longer than the answer.
+    low, high = 0, len(later) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if count([*system, *messages[later[middle] :]]) <= room - spare:
+            high = middle
+        else:
+            low = middle + 1
+    return later[low]
 
 
 def told_messages(llama: Llama, messages: Any, arguments: dict[str, Any]) -> Any:
@@ -81,4 +89,4 @@ def prompt_room(llama: Llama, arguments: Mapping[str, Any]) -> int:
     """Tokens that a prompt may have so that its answer has room."""
     n_ctx = llama.context.n_ctx_seq
     limit = arguments.get("max_tokens")
-    return n_ctx - answer_room(n_ctx, limit if isinstance(limit, int) and limit >= 0 else None)
+    return n_ctx - answer_room(n_ctx, int(limit) if isinstance(limit, numbers.Integral) and int(limit) >= 0 else None)

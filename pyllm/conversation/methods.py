@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+import weakref
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from pyllm.completion.cache import PromptCache
     from pyllm.completion.session import CompletionSession
     from pyllm.conversation.conversation import Conversation
+    from pyllm.conversation.record import Record
     from pyllm.llama import Llama
 
+# Two threads that ask for the same conversation must get the same one.
 _making = threading.Lock()
 
 
@@ -25,7 +27,7 @@ class ConversationMethods:
     """The part of :class:`pyllm.Llama` that is about conversations."""
 
     _cache: PromptCache
-    _conversations: dict[str, Conversation]
+    _conversations: dict[str, Record]
 
     if TYPE_CHECKING:
 
@@ -36,7 +38,8 @@ class ConversationMethods:
     @property
     def conversations(self) -> dict[str, Conversation]:
         """The conversations that are open, by name: a copy."""
-        return dict(self._conversations)
+        with _making:
+            return {name: self._handle(record) for name, record in self._conversations.items()}
 
     def conversation(
         self, name: str, *, system: str | None = None, overflow: str | None = None, **defaults: Any
@@ -57,11 +60,16 @@ class ConversationMethods:
         Raises:
             InvalidArgumentError: There is one of that name that was begun otherwise.
         """
-        known = self._conversations.get(name)
-        if known is None:
-            messages = [] if system is None else [{"role": "system", "content": system}]
-            return self._new_conversation(name, messages, overflow or "error", defaults)
-        for what, given, has in (("system", system, known.system), ("overflow", overflow, known.overflow)):
+        from pyllm.conversation.record import Record, plain
+
+        messages = [] if system is None else plain({"role": "system", "content": system})
+        asked = Record(name, "error" if overflow is None else overflow, defaults, messages)
+        with _making:
+            known = self._conversations.setdefault(name, asked)
+            found = self._handle(known)
+        if known is asked:
+            return found
+        for what, given, has in (("system", system, found.system), ("overflow", overflow, found.overflow)):
             if given is not None and given != has:
                 raise InvalidArgumentError(f"the conversation {name!r} has {what}={has!r} already, not {given!r}")
         if defaults and defaults != known.defaults:
@@ -69,7 +77,7 @@ class ConversationMethods:
                 f"the conversation {name!r} was begun with other arguments: change its defaults, or give "
                 f"{', '.join(defaults)} in a turn"
             )
-        return known
+        return found
 
     def load_conversation(
         self, path: str | os.PathLike[str], *, name: str | None = None, **defaults: Any
@@ -86,22 +94,17 @@ class ConversationMethods:
             StateError: It is damaged, or was saved with another model or other settings.
             InvalidArgumentError: There is a conversation of that name.
         """
-        from pyllm.conversation.text import TextHistory
+        from pyllm.conversation.record import Record
 
         saved = file.read(path, cast("Llama", self), "conversation")
-        header = saved.header
+        made = Record.from_file(os.fsdecode(path), saved, name, defaults, cast("Llama", self).model.n_vocab)
+        result = self._add_conversation(made)
         try:
-            history = TextHistory.from_dict(header["text"])
-            found, messages, first, overflow = (header[key] for key in ("name", "messages", "first", "overflow"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise StateError(f"{os.fsdecode(path)!r} is damaged: {error!r} in its header") from None
-        result = self._new_conversation(found if name is None else name, messages, overflow, defaults)
-        try:
-            result._first, result._history = int(first), history
             if len(saved.tokens):
-                self._adopt(result.name, saved, path)
+                self._adopt(made.name, saved, path)
         except BaseException:
-            result.close()
+            made.closed = True
+            self._conversations.pop(made.name, None)
             raise
         return result
 
@@ -153,18 +156,20 @@ class ConversationMethods:
         finally:
             self._release()
 
-    def _new_conversation(
-        self, name: str, messages: Sequence[Mapping[str, Any]], overflow: str, defaults: Mapping[str, Any]
-    ) -> Conversation:
+    def _add_conversation(self, record: Record) -> Conversation:
+        with _making:
+            if self._conversations.setdefault(record.name, record) is not record:
+                raise InvalidArgumentError(
+                    f"there is a conversation {record.name!r} already; close() it, or take another name"
+                )
+            return self._handle(record)
+
+    def _handle(self, record: Record) -> Conversation:
+        """The Conversation of a record: the same one, as long as somebody has it."""
         from pyllm.conversation.conversation import Conversation
 
-        if not isinstance(name, str) or not name:
-            raise InvalidArgumentError(f"the name of a conversation must be text, not {name!r}")
-        with _making:
-            if name in self._conversations:
-                raise InvalidArgumentError(
-                    f"there is a conversation {name!r} already; close() it, or take another name"
-                )
-            made = Conversation(cast("Llama", self), name, messages=messages, overflow=overflow, defaults=defaults)
-            self._conversations[name] = made
-        return made
+        found = None if record.handle is None else record.handle()
+        if found is None:
+            found = Conversation(cast("Llama", self), record)
+            record.handle = weakref.ref(found)
+        return found

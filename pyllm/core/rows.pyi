@@ -9,7 +9,9 @@ from pyllm.core.text_stream import TextStream
 
 @disjoint_base
 class Row:
-    def __new__(cls, sampler: Sampler, *, stop: Iterable[str] = (), special: bool | Iterable[int] = False) -> Self: ...
+    def __new__(
+        cls, sampler: Sampler, *, stop: Iterable[str | bytes] = (), special: bool | Iterable[int] = False
+    ) -> Self: ...
     @property
     def sampler(self) -> Sampler: ...
     @property

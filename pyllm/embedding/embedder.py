@@ -89,9 +89,16 @@ class Embedder:
                 with self._lock:
                     workplace.context.close()
 
-    def cancel(self, job: Job) -> None:
-        """Call a computation off; it raises DecodeAborted. Takes no lock that is held for long."""
+    def cancel(self, job: Job | None = None) -> None:
+        """Call a computation off; it raises DecodeAborted. Takes no lock that is held for long.
+
+        Args:
+            job: Which one; None: the one that is running, if there is one.
+        """
         with self._state_lock:
+            job = self._job if job is None else job
+            if job is None:
+                return
             job.cancelled = True
             if self._job is job and self._context is not None:
                 self._context.abort()
@@ -210,8 +217,10 @@ class Embedder:
             return []
         result: Vectors = []
         with self._lock:
+            with self._state_lock:
+                self._job = job
             try:
-                context = self._prepared(pooling, max(map(len, texts)), job)
+                context = self._prepared(pooling, max(map(len, texts)))
                 if context.adapters != adapters:
                     context.set_adapters(adapters)
                 n_tokens = context.n_ctx if self._splits(context, pooling) else self.n_batch(pooling)
@@ -222,7 +231,7 @@ class Embedder:
                     self._job = self._context = None
         return result
 
-    def _prepared(self, pooling: PoolingType, longest: int, job: Job) -> Context:
+    def _prepared(self, pooling: PoolingType, longest: int) -> Context:
         """The context for such texts, made now if there is none."""
         workplace = self._workplaces.get(pooling)
         if workplace is None:
@@ -241,7 +250,7 @@ class Embedder:
                 pooling, min(size, max(self.limit, longest)), splits=self._splits(workplace.context, pooling)
             )
         with self._state_lock:
-            self._job, self._context = job, workplace.context
+            self._context = workplace.context
         return workplace.context
 
     def _replace(self, pooling: PoolingType, longest: int, *, splits: bool) -> _Workplace:

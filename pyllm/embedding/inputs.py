@@ -13,15 +13,20 @@ from pyllm.core.vocab import Vocab
 from pyllm.embedding.windows import parts_of
 from pyllm.errors import InvalidArgumentError
 
-Text = str | bytes | Sequence[int] | NDArray[np.integer[Any]]
+Text = str | bytes | bytearray | memoryview | Sequence[int] | NDArray[np.integer[Any]]
 """Text, or the ids of its tokens."""
 
 Texts = Iterable[Text]
 
 
+def is_text(value: object) -> TypeGuard[str | bytes | bytearray | memoryview]:
+    """Whether this is text and not token ids: str, or UTF-8 in any kind of bytes."""
+    return isinstance(value, (str, bytes, bytearray)) or (isinstance(value, memoryview) and value.format == "B")
+
+
 def is_one(value: object) -> TypeGuard[Text]:
     """Whether this is one text (or the token ids of one), and not several."""
-    if isinstance(value, (str, bytes)):
+    if is_text(value):
         return True
     if isinstance(value, np.ndarray):
         return value.ndim == 1 and value.dtype.kind in "iu"
@@ -57,7 +62,7 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool) -> ND
     Raises:
         InvalidArgumentError: It is empty, or something else than text or ids of this vocabulary.
     """
-    if isinstance(text, (str, bytes)):
+    if is_text(text):
         if not text:
             raise InvalidArgumentError(f"{name} is empty: there is nothing to embed")
         tokens = vocab.tokenize(text, parse_special=parse_special)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import numbers
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -82,7 +83,8 @@ class EmbeddingMethods:
     ) -> NDArray[np.float32] | list[NDArray[np.float32]]:
         """The vectors of texts.
 
-        They are computed in a context of their own, many texts in each decode. Text can be generated meanwhile. The
+        They are computed in a context of their own, many texts in each decode. Text can be generated meanwhile;
+        :meth:`pyllm.Llama.abort` ends both. The
         LoRA adapters of :attr:`context` are used here too. Which texts are computed together changes the last bits.
 
         Args:
@@ -109,6 +111,7 @@ class EmbeddingMethods:
             InvalidArgumentError: A text is empty, longer than the model can read, or no text; or an argument is out of
                 range, or nothing that this model can do.
             EmbeddingError: A vector is not finite, or is zero and cannot be normalised.
+            DecodeAborted: It was aborted.
 
         Wraps ``llama_decode`` and ``llama_get_embeddings_seq``.
         """
@@ -138,10 +141,11 @@ class EmbeddingMethods:
         """
         from pyllm.embedding.inputs import is_one
 
-        if isinstance(block_size, bool) or not isinstance(block_size, int) or block_size < 1:
-            raise InvalidArgumentError(f"block_size must be an integer of at least 1, not {block_size!r}")
+        _check_positive("block_size", block_size)
         if is_one(input):
             raise InvalidArgumentError("iter_embed() takes several texts: put a single one into a list")
+        if isinstance(input, Mapping) or not isinstance(input, Iterable):
+            raise InvalidArgumentError(f"iter_embed() takes several texts in any iterable, not {type(input).__name__}")
         _check_arguments(arguments, "iter_embed()")
         return self._blocks(iter(input), block_size, arguments)
 
@@ -175,13 +179,17 @@ class EmbeddingMethods:
         Raises:
             InvalidArgumentError: As :meth:`embed`.
         """
+        _check_arguments(arguments, "create_embedding()")
+        return self._created(input, model, encoding_format, dimensions=dimensions, **arguments)
+
+    def _created(
+        self, input: Text | Texts, model: str | None, encoding_format: EncodingFormat, **arguments: Any
+    ) -> EmbeddingResponse:
         from pyllm.embedding.types import Embedding, EmbeddingResponse, EmbeddingUsage
 
         if encoding_format not in ("float", "base64"):
             raise InvalidArgumentError(f"encoding_format={encoding_format!r} is not one of 'float', 'base64'")
-        job = arguments.pop("job", None)
-        _check_arguments(arguments, "create_embedding()")
-        vectors, n_tokens, _ = self._embedded(input, dimensions=dimensions, **arguments, job=job)
+        vectors, n_tokens, _ = self._embedded(input, **arguments)
         if isinstance(vectors, list):
             raise InvalidArgumentError("with pooling='none' a text has a vector for each token: use embed()")
         return EmbeddingResponse(
@@ -239,9 +247,17 @@ class EmbeddingMethods:
 
         return await self._in_thread(work)
 
-    async def acreate_embedding(self, input: Text | Texts, **arguments: Any) -> EmbeddingResponse:
+    async def acreate_embedding(
+        self,
+        input: Text | Texts,
+        *,
+        model: str | None = None,
+        encoding_format: EncodingFormat = "float",
+        **arguments: Any,
+    ) -> EmbeddingResponse:
         """As :meth:`create_embedding`, for asyncio; see :meth:`aembed`."""
-        return await self._in_thread(lambda job: self.create_embedding(input, job=job, **arguments))
+        _check_arguments(arguments, "acreate_embedding()")
+        return await self._in_thread(lambda job: self._created(input, model, encoding_format, **arguments, job=job))
 
     async def arerank(
         self, query: str | bytes, documents: Iterable[str | bytes], **arguments: Any
@@ -270,6 +286,11 @@ class EmbeddingMethods:
 
                 self._embedder_made = Embedder(self.model, self.context_params)
             return self._embedder_made
+
+    def _abort_embedding(self) -> None:
+        embedder = self._embedder_made
+        if embedder is not None:
+            embedder.cancel()
 
     def _close_embedder(self) -> None:
         with _making:
@@ -340,10 +361,12 @@ class EmbeddingMethods:
         check_overflow(overflow, ("error", "truncate"))
         if by not in ("model", "embedding"):
             raise InvalidArgumentError(f"by={by!r} is not one of 'model', 'embedding'")
-        if top_n is not None and (isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1):
-            raise InvalidArgumentError(f"top_n must be an integer of at least 1, not {top_n!r}")
+        if top_n is not None:
+            _check_positive("top_n", top_n)
         if isinstance(documents, (str, bytes)):
             raise InvalidArgumentError("documents must be several texts: put a single one into a list")
+        if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
+            raise InvalidArgumentError(f"documents must be several texts, not {type(documents).__name__}")
         texts = list(documents)
         for name, text in [("the query", query), *((f"document {i}", text) for i, text in enumerate(texts))]:
             if not isinstance(text, (str, bytes)):
@@ -388,6 +411,11 @@ class EmbeddingMethods:
         vectors, _, _ = self._embedded([query, *documents], overflow=overflow, name=_query_or_document, job=job)
         scores: NDArray[np.float32] = np.clip(vectors[1:] @ vectors[0], -1.0, 1.0)
         return scores
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise InvalidArgumentError(f"{name} must be an integer of at least 1, not {value!r}")
 
 
 def _numbered(index: int, first: int = 0) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import functools
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from pyllm.engine.engine import Engine, Prompt
-from pyllm.engine.job import Event
+from pyllm.engine.job import Event, Job
 from pyllm.types import Chunk, Completion
 
 
@@ -36,18 +37,41 @@ class AsyncEngine:
         """Its chunks as they come. A cancelled task, or a loop that is left, cancels it within a step."""
         return self._events(prompt, True, arguments)
 
-    async def _events(self, prompt: Prompt, stream: bool, arguments: dict[str, Any]) -> AsyncIterator[Chunk]:
-        loop = asyncio.get_running_loop()
-        events: asyncio.Queue[Event] = asyncio.Queue()
+    async def submit(self, prompt: Prompt, *, listener: Callable[[Event], None], **arguments: Any) -> Job:
+        """Hand in a request; see :meth:`pyllm.engine.Engine.submit`. A task that is cancelled meanwhile cancels it.
 
-        def listener(event: Event) -> None:
+        Args:
+            prompt: Text or token ids.
+            listener: Called in the event loop with each chunk, and with the exception that ends it.
+            **arguments: Those of :meth:`pyllm.engine.Engine.submit`.
+
+        Returns:
+            Job: The request on its way.
+        """
+        loop = asyncio.get_running_loop()
+        jobs: list[Job] = []
+
+        def hand_over(event: Event) -> None:
             try:
-                loop.call_soon_threadsafe(events.put_nowait, event)
-            except RuntimeError:
-                job.cancel()  # the loop is closed: nobody will read it
+                loop.call_soon_threadsafe(listener, event)
+            except RuntimeError:  # the loop is closed: nobody will read it
+                for job in jobs:
+                    job.cancel()
 
         # Tokenizing a long prompt takes a while, in which the loop shall go on.
-        job = await asyncio.to_thread(self.engine.submit, prompt, stream=stream, listener=listener, **arguments)
+        submit = functools.partial(self.engine.submit, prompt, listener=hand_over, **arguments)
+        submitting = loop.run_in_executor(None, submit)
+        try:
+            jobs.append(await asyncio.shield(submitting))
+        except asyncio.CancelledError:
+            # The thread goes on all the same, and then nobody would know of the job.
+            submitting.add_done_callback(_cancel)
+            raise
+        return jobs[0]
+
+    async def _events(self, prompt: Prompt, stream: bool, arguments: dict[str, Any]) -> AsyncIterator[Chunk]:
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        job = await self.submit(prompt, stream=stream, listener=events.put_nowait, **arguments)
         try:
             while True:
                 event = await events.get()
@@ -58,3 +82,8 @@ class AsyncEngine:
                     return
         finally:
             job.cancel()
+
+
+def _cancel(submitting: asyncio.Future[Job]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

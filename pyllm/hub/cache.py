@@ -109,9 +109,11 @@ def read_record_of(path: Path) -> Record | None:
     """The record of a file in the cache, or None where there is none or it cannot be read."""
     try:
         fields = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        return Record(**{**fields, "packages": tuple(fields["packages"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        record = Record(**{**fields, "packages": tuple(fields["packages"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    texts = (record.alias, record.file, record.sha256, record.licence, *record.packages)
+    return record if isinstance(record.size, int) and all(isinstance(text, str) for text in texts) else None
 
 
 def publish(model: KnownModel, source: Path, kept: dict[str, Path]) -> Path:

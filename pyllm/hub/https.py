@@ -108,17 +108,22 @@ class WebModel:
         with cache.locked_key(f"{_FOLDER}-{self._key}", self.url, progress):
             if not force and (path := self.cached()):
                 return path
-            # Each part before the first one, which is what others look for.
-            paths = [self._pull_part(name, index, progress) for index, name in reversed(list(enumerate(self._names)))]
-            return paths[-1]
+            work = cache.work_folder(f"{_FOLDER}-{self._key}")
+            records = [self._pull_part(work, name, index, progress) for index, name in enumerate(self._names)]
+            # Only when all are there; and the first one last, which is what others look for.
+            with cache.disk_errors(self._folder, f"keep {self.url}", 0):
+                for record in reversed(records):
+                    cache.publish_file(_partial(work, record.file), self._folder / record.file, record, {})
+            shutil.rmtree(work, ignore_errors=True)
+            return self._folder / self._names[0]
 
-    def _pull_part(self, name: str, index: int, progress: Progress) -> Path:
+    def _pull_part(self, work: Path, name: str, index: int, progress: Progress) -> cache.Record:
+        """Bring one part into the work folder; its record."""
         expected = self.sha256 if index == 0 else None
-        work = cache.work_folder(f"{_FOLDER}-{self._key}")
         what = f"download {name}"
         with cache.disk_errors(work, what, 0):
             work.mkdir(parents=True, exist_ok=True)
-            partial = work / f"{name}.partial"
+            partial = _partial(work, name)
             room_checked = False
 
             def report(done: int, total: int) -> None:
@@ -135,12 +140,7 @@ class WebModel:
             digest = expected or digest_of(partial, progress, f"checking {name}")
             if expected is None:
                 _warn_unverified(self._address(name), digest)
-            record = cache.Record(self.reference, name, partial.stat().st_size, digest, _UNKNOWN, ())
-            path = cache.publish_file(partial, self._folder / name, record, {})
-            partial.with_name(partial.name + ".etag").unlink(missing_ok=True)
-            if index == 0:
-                shutil.rmtree(work, ignore_errors=True)
-            return path
+            return cache.Record(self.reference, name, partial.stat().st_size, digest, _UNKNOWN, ())
 
     def remove(self) -> bool:
         """Delete it, and what an interrupted pull left of it."""
@@ -150,6 +150,10 @@ class WebModel:
             if self._folder.is_dir():
                 shutil.rmtree(self._folder)
         return was_there
+
+
+def _partial(work: Path, name: str) -> Path:
+    return work / f"{name}.partial"
 
 
 def _warn_unverified(url: str, digest: str) -> None:

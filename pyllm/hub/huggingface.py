@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from pyllm.errors import (
 from pyllm.hub import cache, transfer
 from pyllm.hub.hf_cache import HubCache
 from pyllm.hub.names import choose, is_model, is_safe, nearest, part_names, tags_of
-from pyllm.hub.progress import Progress
+from pyllm.hub.progress import Progress, silent
 from pyllm.hub.source import Found, Offer, check_digest
 
 _SCHEMES = ("hf://", "hf:")
@@ -35,6 +35,7 @@ _ID = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?"
 _REPO = re.compile(rf"(?P<repo>{_ID}/{_ID})(?:@(?P<revision>[^:@]+?))?(?::(?P<tag>[\w.-]+)|/(?P<file>[^:]+))?")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DEFAULT_REVISION = "main"
+_MAX_REPO = 96
 _TIMEOUT_SECONDS = 20
 _T = TypeVar("_T")
 
@@ -85,7 +86,7 @@ class HubModel:
             return found
         scheme = next((scheme for scheme in _SCHEMES if text.lower().startswith(scheme)), "")
         match = _REPO.fullmatch(text[len(scheme) :]) if scheme or bare else None
-        if match is not None and _sound(match["revision"], match["file"]):
+        if match is not None and _is_repo(match["repo"]) and _sound(match["revision"], match["file"]):
             return cls(match["repo"], match["revision"] or _DEFAULT_REVISION, match["tag"] or "", match["file"] or "")
         if scheme:
             raise InvalidArgumentError(
@@ -113,9 +114,7 @@ class HubModel:
         """The file in the cache, with all its parts; of a split model the first."""
         files = self._cache.files(self.revision)
         name = self._choose(sorted(files))
-        if name is None or not all(part in files for part in part_names(name)):
-            return None
-        return files[name]
+        return files[name] if name is not None and _parts_here(name, files) else None
 
     def offer(self) -> Offer:
         """What a pull would bring; asks the hub."""
@@ -161,6 +160,26 @@ class HubModel:
             paths.append(self._pull_part(part, report, progress, force=force))
             done += part.size
         return paths[0]
+
+    def names(self) -> list[str]:
+        """The names of all files of the revision; asks the hub."""
+        return [file.name for file in self._ask()[0]]
+
+    def download(self, name: str, **places: str) -> Path:
+        """Bring one file of the repository here, whatever it is.
+
+        Args:
+            name: Its name there.
+            **places: Where to put it: `local_dir` or `cache_dir` of huggingface_hub. Without any a GGUF file is taken
+                from the hub's own cache, and a transfer that was cut off goes on.
+        """
+        if not places and name.endswith(".gguf"):
+            model = HubModel(self.repo, self.revision, file=name)
+            return model.cached() or model.pull(silent)
+        hub = _import()
+        with _hub_errors(self):
+            found = hub.hf_hub_download(self.repo, name, revision=self.revision, endpoint=_endpoint(), **places)
+        return Path(found)
 
     def remove(self) -> bool:
         """Delete its files from the cache; without quantization and file, all GGUF files of the repository."""
@@ -279,6 +298,11 @@ def _from_web(text: str) -> HubModel | None:
     raise InvalidArgumentError(f"{text} is neither the address of a repository nor that of a file in one")
 
 
+def _is_repo(repo: str) -> bool:
+    # The hub's own rules.
+    return len(repo) <= _MAX_REPO and "--" not in repo and ".." not in repo
+
+
 def _sound(revision: str | None, file: str | None) -> bool:
     return (revision is None or is_safe(revision)) and (file is None or (is_safe(file) and file.endswith(".gguf")))
 
@@ -359,6 +383,15 @@ def _short(error: Exception) -> str:
     return " ".join(lines[:2]) or type(error).__name__
 
 
+def _parts_here(name: str, files: Mapping[str, Path]) -> list[str]:
+    """The names of all parts of a model; none where one is missing, or where there cannot be so many."""
+    try:
+        names = part_names(name)
+    except DownloadError:
+        return []
+    return names if all(part in files for part in names) else []
+
+
 def found() -> list[Found]:
     """The models in the hub's cache that are whole, one for each quantization."""
     result = []
@@ -366,11 +399,10 @@ def found() -> list[Found]:
         for revision in store.revisions():
             files = store.files(revision)
             for name in sorted(files):
-                if not is_model(name) or part_names(name)[0] != name:
+                parts = _parts_here(name, files)
+                if not is_model(name) or parts[:1] != [name]:
                     continue
-                if not all(part in files for part in part_names(name)):
-                    continue
-                size = sum(files[part].stat().st_size for part in part_names(name))
+                size = sum(files[part].stat().st_size for part in parts)
                 model = HubModel(store.repo, revision, file=name)
                 for tag in tags_of([name]):
                     if choose(sorted(files), tag) == name:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 from pyllm.errors import (
     DownloadError,
+    InvalidArgumentError,
     MissingDependencyError,
     ModelLoadError,
     ModelNotFoundError,
@@ -30,6 +32,7 @@ from pyllm.hub.wheel import WheelModel
 
 _SUFFIX = ".gguf"
 _SCHEMES = ("hf:", "https:", "http:", "ollama:", "pypi:")
+_MOST_SHOWN = 200
 
 
 def resolve(
@@ -55,7 +58,7 @@ def resolve(
 
     Raises:
         ModelNotFoundError: It is a path where nothing is, or a known model that is not cached and may not be pulled.
-        ModelLoadError: It is a folder.
+        ModelLoadError: It is a folder, or lies where this process may not look.
         UnknownModelError: It is neither a file nor an alias, or the place has no such model; the message names the
             nearest.
         InvalidArgumentError: It begins like a reference and is none.
@@ -63,20 +66,23 @@ def resolve(
         DownloadError: The pull failed.
     """
     text = os.fspath(model)
-    path = Path(text).expanduser()
-    if text and path.is_file():
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"a model is named by a str or a path of str, not by {model!r}")
+    path = _expanded(text)
+    mode = _mode(path) if text else None
+    if mode is not None and stat.S_ISREG(mode):
         return path
     if isinstance(model, str) and model.lower() in ALIASES:
         return _resolve_alias(lookup(model), download, progress)
-    if text and path.is_dir():
+    if mode is not None and stat.S_ISDIR(mode):
         raise ModelLoadError(f"{path} is a folder, not a GGUF file{_listing(path)}")
-    if text and path.exists():
+    if mode is not None:
         return path  # a pipe or a device: let the loader say what it thinks of it
     if isinstance(model, str) and (source := find_source(model)) is not None:
         return _resolve_source(source, model, download, progress)
     if not isinstance(model, str) or looks_like_path(model):
         raise ModelNotFoundError(_not_found(path))
-    raise unknown(model)
+    raise unknown(_shown(model))
 
 
 def looks_like_path(text: str) -> bool:
@@ -93,18 +99,54 @@ def find_source(text: str) -> Source | None:
     Raises:
         InvalidArgumentError: It begins like a reference and is none.
     """
-    bare = not text.startswith((".", "~", "/")) and not Path(text.partition("/")[0]).exists()
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return None  # bytes of a file's name that are no text
+    bare = not text.startswith((".", "~", "/")) and not os.path.exists(text.partition("/")[0] or ".")
     # folder/file.gguf without anything else is a path to somebody who mistyped it.
     bare = bare and not (text.count("/") == 1 and text.lower().endswith(_SUFFIX))
-    return OllamaModel.parse(text) or WheelModel.parse(text) or HubModel.parse(text, bare=bare) or WebModel.parse(text)
+    try:
+        return (
+            OllamaModel.parse(text) or WheelModel.parse(text) or HubModel.parse(text, bare=bare) or WebModel.parse(text)
+        )
+    except PyllmError:
+        raise
+    except ValueError as error:  # of an address that cannot be taken apart
+        raise InvalidArgumentError(f"{_shown(text)!r} is no address: {error}") from error
 
 
 def is_reference(text: str) -> bool:
     """Whether a text is the alias of a known model, or a reference to a place; asks nobody."""
     try:
         return text.lower() in ALIASES or find_source(text) is not None
-    except (PyllmError, OSError, ValueError):
+    except PyllmError:
         return False
+
+
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # the home of somebody who is not known here
+        return Path(text)
+
+
+def _mode(path: Path) -> int | None:
+    """What a path leads to; None where that is nothing, or it cannot be a path at all.
+
+    Raises:
+        ModelLoadError: This process may not look.
+    """
+    try:
+        return path.stat().st_mode
+    except PermissionError as error:
+        raise ModelLoadError(error.errno, f"{path} cannot be read: {error.strerror}", str(path)) from error
+    except (OSError, ValueError):
+        return None
+
+
+def _shown(text: object) -> str:
+    """A name for a message: a whole prompt in its place is cut off."""
+    shown = str(text)
+    return shown if len(shown) <= _MOST_SHOWN else f"{shown[:_MOST_SHOWN]}…"
 
 
 def _resolve_source(
@@ -116,14 +158,14 @@ def _resolve_source(
         allowed = download(source.offer()) if callable(download) else download
         # Whoever was asked may have pulled it.
         if not allowed and source.cached() is None:
-            raise ModelNotFoundError(f"{source.reference} is not here; get it with: pyllm pull {source.reference}")
+            raise ModelNotFoundError(f"{source.reference} is not here; get it with: pyllm pull {text}")
         return source.cached() or source.pull(progress or silent)
     except (DownloadError, UnknownModelError, MissingDependencyError) as error:
-        if text.startswith(_SCHEMES):
+        if text.lower().startswith(_SCHEMES):
             raise
         # It may have been meant as a path.
-        args = (f"{error.args[0]} (and there is no file {text} here)", *error.args[1:])
-        raise type(error)(*args, code=error.code, function=error.function, log=error.log) from error
+        hint = f"{error.message} (and there is no file {text} here)"
+        raise type(error)(hint, code=error.code, function=error.function, log=error.log) from error
 
 
 def _resolve_alias(
@@ -141,12 +183,12 @@ def _resolve_alias(
 
 def _not_found(path: Path) -> str:
     folder = path.parent
-    if not folder.is_dir():
-        return f"{path} does not exist: there is no folder {folder}"
+    if not os.path.isdir(folder):
+        return f"{_shown(path)} does not exist: there is no folder {_shown(folder)}"
     near = difflib.get_close_matches(path.name, _model_files(folder), n=3)
     if near:
         return f"{path} does not exist; near it in {folder}: {', '.join(near)}"
-    return f"{path} does not exist{_listing(folder)}"
+    return f"{_shown(path)} does not exist{_listing(folder)}"
 
 
 def _listing(folder: Path) -> str:

@@ -50,6 +50,10 @@ class _Cut(Exception):
     """The connection ended before the file did; what came is kept."""
 
 
+class _Whole(Exception):
+    """The server has nothing beyond what is here."""
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but not from an encrypted connection to an open one."""
 
@@ -68,6 +72,8 @@ def check_scheme(url: str, *, verified: bool) -> None:
         DownloadError: It is no web address, or one without encryption and without a digest.
     """
     parts = urllib.parse.urlsplit(url)
+    if not parts.hostname:
+        raise DownloadError(f"{url} is no web address: it names no server")
     if parts.scheme == "https" or (parts.scheme == "http" and (verified or parts.hostname in _LOCAL)):
         return
     if parts.scheme == "http":
@@ -121,7 +127,7 @@ def _attempt(
     validator = _read_validator(validator_file, remote.url)
     if have and ((validator is None and remote.size is None) or (remote.size or have) < have):
         have = 0
-    request = urllib.request.Request(remote.url, headers={"User-Agent": f"pyllm/{__version__}"})
+    request = urllib.request.Request(_encoded(remote.url), headers={"User-Agent": f"pyllm/{__version__}"})
     request.add_header("Accept-Encoding", "identity")
     for name, value in (remote.headers or {}).items():
         request.add_unredirected_header(name, value)
@@ -129,7 +135,12 @@ def _attempt(
         request.add_header("Range", f"bytes={have}-")
         if validator is not None:
             request.add_header("If-Range", validator)
-    with _open(remote, opener, request, partial) as response:
+    try:
+        response = _open(remote, opener, request, partial)
+    except _Whole:
+        report(have, have)
+        return
+    with response:
         start, total = _check_answer(remote, response, have)
         _write_validator(validator_file, remote.url, response)
         _copy(response, partial, start, total, report)
@@ -141,6 +152,10 @@ def _open(remote: Remote, opener: urllib.request.OpenerDirector, request: urllib
     except urllib.error.HTTPError as error:
         with error:
             if error.code == 416 and request.has_header("Range"):
+                # With If-Range it is the same file as it was, of which a killed pull had everything.
+                match = _CONTENT_RANGE.match(error.headers.get("Content-Range", ""))
+                if match and match[3] == str(_size(partial)) and request.has_header("If-range"):
+                    raise _Whole from error
                 # What is here is not a beginning of what is there.
                 partial.unlink(missing_ok=True)
                 raise _Cut("the server has fewer bytes of it than are here") from error
@@ -149,6 +164,8 @@ def _open(remote: Remote, opener: urllib.request.OpenerDirector, request: urllib
             raise refused(remote.url, error.code, error.reason) from error
     except DownloadError:
         raise  # of a redirect that is not followed
+    except (http.client.InvalidURL, ValueError) as error:  # of where it redirects to, too
+        raise DownloadError(f"{_shown(remote.url)} is no web address, or leads to none: {error}") from error
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         if isinstance(reason, ssl.SSLCertVerificationError):
@@ -166,7 +183,7 @@ def _check_answer(remote: Remote, response: Any, have: int) -> tuple[int, int]:
         )
     if response.headers.get("Content-Encoding", "identity") != "identity":
         raise DownloadError(f"{_shown(remote.url)} comes compressed, though that was not asked for")
-    length = int(response.headers.get("Content-Length") or 0)
+    length = response.length or 0  # what the header says, where that is a number
     if response.status != 206:
         start, total = 0, length
     else:
@@ -176,7 +193,8 @@ def _check_answer(remote: Remote, response: Any, have: int) -> tuple[int, int]:
                 f"{_shown(remote.url)}: asked for the bytes from {have:,} on, the server sent "
                 f"{response.headers.get('Content-Range')!r}"
             )
-        start, total = have, 0 if match[3] == "*" else int(match[3])
+        # Without a length of anything, its end cannot be told from a connection that was cut.
+        start, total = have, (length and have + length) if match[3] == "*" else int(match[3])
     if remote.size is not None and total and total != remote.size:
         raise DownloadError(f"{_shown(remote.url)} has {total:,} bytes, and {remote.size:,} were announced")
     return start, total or remote.size or 0
@@ -200,6 +218,8 @@ def _copy(
             report(done, total)
     if total and done < total:
         raise _Cut(f"the connection ended after {done:,} of {total:,} bytes")
+    if done < len(_MAGIC):
+        raise DownloadError(f"what comes is not a GGUF file: it ends after {done} bytes")
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
@@ -220,6 +240,11 @@ def refused(url: str, code: int, reason: str) -> DownloadError:
     return DownloadError(
         f"could not download {_shown(url)}: the server says {code} {reason}{hints.get(code, '')}", code=code
     )
+
+
+def _encoded(url: str) -> str:
+    """An address as it must be sent: blanks, and letters that are not ASCII, as %XX."""
+    return urllib.parse.quote(url, safe="!#$%&'()*+,/:;=?@[]~")
 
 
 def _shown(url: str) -> str:

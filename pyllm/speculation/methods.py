@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.errors import InvalidArgumentError
-from pyllm.params import ModelParams
+from pyllm.params import ContextParams, ModelParams
 from pyllm.speculation.params import SpeculationParams
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ class SpeculationMethods:
     context: Context
     model: Model
     model_params: ModelParams
+    context_params: ContextParams
     _speculator: Speculator | None = None
 
     @staticmethod
@@ -39,6 +40,11 @@ class SpeculationMethods:
 
         if draft is self.model:
             raise InvalidArgumentError("a model cannot draft for itself: it would only compute everything twice")
+        if self.context_params.embeddings:
+            raise InvalidArgumentError(
+                "with embeddings=True nothing can be guessed ahead: every token has an output then. Leave it out; "
+                "embed() has contexts of its own"
+            )
         self._speculator = Speculator(self.context, draft, default, n_gpu_layers=self.model_params.n_gpu_layers)
         return self._speculator
 

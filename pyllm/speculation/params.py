@@ -42,8 +42,10 @@ class SpeculationParams:
     def __post_init__(self) -> None:
         # A tuple, so that equal parameters are the same key.
         if self.types is not None:
-            types = (self.types,) if isinstance(self.types, str) else tuple(self.types)
-            object.__setattr__(self, "types", types)
+            types = (self.types,) if isinstance(self.types, str) else self.types
+            if not isinstance(types, Sequence) or not all(isinstance(name, str) for name in types):
+                raise InvalidArgumentError(f"types must be the name of a way to draft, or several, not {self.types!r}")
+            object.__setattr__(self, "types", tuple(types))
 
     @property
     def needs_model(self) -> bool:

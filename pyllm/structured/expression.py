@@ -129,7 +129,7 @@ def without_empty(node: Node) -> Node:
     """The same texts but the empty one: what may be repeated without end."""
     if not is_nullable(node):
         return node
-    if isinstance(node, Cat):
+    if isinstance(node, Cat) and node.items:
         head, tail = node.items[0], node.items[1:]
         if not tail:
             return without_empty(head)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -98,8 +99,9 @@ def form_of(
     if regex is not None:
         return Form(regex_grammar(regex), None, None)
     if choices is not None:
-        options = list(choices) if not isinstance(choices, (str, bytes)) else choices
-        return Form(choices_grammar(options), None, lambda text: choice_value(options, text))
+        listed = isinstance(choices, Iterable) and not isinstance(choices, (str, bytes))
+        options = list(choices) if listed else choices
+        return Form(choices_grammar(options), None, functools.partial(choice_value, options))
     return None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import GrammarError, InvalidArgumentError
 
 if TYPE_CHECKING:
     from pyllm.core.sampler import Sampler
@@ -45,11 +46,16 @@ class Grammar:
         for name in ("text", "root"):
             if not isinstance(getattr(self, name), str):
                 raise InvalidArgumentError(f"{name} of a grammar must be text, not {getattr(self, name)!r}")
-        for name in ("trigger_patterns", "trigger_tokens"):
+            if any("\ud800" <= c <= "\udfff" for c in getattr(self, name)):
+                raise GrammarError(f"{name} of a grammar holds half of a surrogate pair, which is no character")
+        for name, kind, what in (("trigger_patterns", str, "texts"), ("trigger_tokens", numbers.Integral, "token ids")):
             value = getattr(self, name)
             if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
                 raise InvalidArgumentError(f"{name} must be a tuple, not {value!r}")
-            object.__setattr__(self, name, tuple(value))
+            items = tuple(value)
+            if not all(isinstance(item, kind) for item in items):
+                raise InvalidArgumentError(f"{name} must be {what}, not {items!r}")
+            object.__setattr__(self, name, items)
 
     @property
     def is_lazy(self) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pyllm.structured.validity import same
+
 # A key that holds what is to be joined without knowing how: as further parts of an "allOf".
 _UNIONS = ("anyOf", "oneOf")
 
@@ -40,7 +42,7 @@ def _pair(a: Any, b: Any) -> Any:
         raise MergeError("a schema must be an object or a boolean")
     result = dict(a)
     for key, value in b.items():
-        if key not in result or result[key] == value:
+        if key not in result or same(result[key], value):
             result[key] = value
         elif key in _MERGERS:
             result[key] = _MERGERS[key](result[key], value)
@@ -84,7 +86,7 @@ def _types(a: Any, b: Any) -> Any:
 
 
 def _values(a: Any, b: Any) -> Any:
-    found = [value for value in a if value in b]
+    found = [value for value in a if any(same(value, other) for other in b)]
     if not found:
         raise MergeError("no value is in both enums", contradiction=True)
     return found

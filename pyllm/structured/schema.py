@@ -13,12 +13,13 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from pyllm.core.gbnf import check, endless
+from pyllm.core.gbnf import check, endless, literal
 from pyllm.errors import GrammarError, InvalidArgumentError
 from pyllm.structured.expression import other_texts, to_rules
 from pyllm.structured.grammar import Grammar
 from pyllm.structured.leaves import CHARACTER, NAME, LeafError, leaf_rules
 from pyllm.structured.merge import MergeError, merge_schemas
+from pyllm.structured.validity import is_valid, same
 
 MAX_DEPTH = 128
 MAX_NODES = 20000
@@ -48,6 +49,9 @@ _HARMLESS: dict[str, tuple[Any, ...]] = {
     "dependentSchemas": ({},),
     "dependencies": ({},),
 }
+
+# Names of properties that llama.cpp's converter takes for the root and for all other properties.
+_ODD_NAMES = ("", "*")
 
 
 def schema_grammar(schema: Any, *, strict: bool = True) -> Grammar:
@@ -95,6 +99,8 @@ def _mended(text: str, converted: _Converter) -> str:
         rules["number"] = '"-"? integral-part ("." decimal-part)? ([eE] [-+]? [0-9]{1,2})?'
     mark = re.compile(rf'"\\"{re.escape(converted.mark)}(\d+)\\""')
     for name, body in rules.items():
+        for i, odd in enumerate(_ODD_NAMES):
+            body = body.replace(literal(f'"{converted.name_mark}{i}"'), literal(f'"{odd}"'))
         rules[name] = mark.sub(lambda match: f"{prefix}-{match[1]}", body)
     if converted.keys:
         own += _further_keys(rules, converted, prefix)
@@ -103,10 +109,10 @@ def _mended(text: str, converted: _Converter) -> str:
 
 def _further_keys(rules: dict[str, str], converted: _Converter, prefix: str) -> list[str]:
     """Let the properties that stand for others have any other name, and come any number of times."""
-    literal = re.compile(rf'"\\"{converted.key_mark}(\d+)\\""')
+    key = re.compile(rf'"\\"{converted.key_mark}(\d+)\\""')
     pair = rf"((?:[A-Za-z0-9-]+-)?{converted.key_mark}\d+-kv\d*)(?![A-Za-z0-9-])"
     for name, body in rules.items():
-        body = literal.sub(lambda match: f"{prefix}-key-{match[1]}", body)
+        body = key.sub(lambda match: f"{prefix}-key-{match[1]}", body)
         body = re.sub(rf'\( "," space {pair} \)\?', r'( "," space \1 )*', body)
         rules[name] = re.sub(rf'(?<![A-Za-z0-9-])(?<!"," space ){pair}', r'\1 ( "," space \1 )*', body)
     return [
@@ -131,11 +137,13 @@ class _Converter:
         self.keys: list[tuple[str, ...]] = []
         # No text of the schema looks like a mark.
         text = json.dumps(schema)
-        self.mark, self.key_mark = "@", "others"
+        self.mark, self.key_mark, self.name_mark = "@", "others", "named"
         while f"{self.mark}0" in text:
             self.mark += "@"
         while self.key_mark in text:
             self.key_mark += "x"
+        while self.name_mark in text:
+            self.name_mark += "x"
 
     def convert(self) -> _Converter:
         try:
@@ -281,15 +289,18 @@ class _Converter:
         return {"anyOf": found} if len(found) > 1 else found[0]
 
     def values(self, schema: dict[str, Any], path: str) -> dict[str, Any]:
-        from pyllm.structured.validity import is_valid
-
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, list) or not values:
             raise self.fail(f"{path}.enum", "must be a list of values, and not empty")
         if "const" in schema and "enum" in schema:
-            values = [value for value in values if value in schema["enum"]]
+            values = [value for value in values if any(same(value, other) for other in schema["enum"])]
         others = {key: value for key, value in schema.items() if key not in ("const", "enum")}
-        kept = [value for value in values if is_valid(value, others)]
+        try:
+            kept = [value for value in values if is_valid(value, others, lambda ref: self.target(ref, path))]
+        except re.error as cause:
+            raise self.fail(f"{path}.pattern", f"is no regular expression: {cause}") from None
+        except (TypeError, AttributeError):
+            raise self.fail(path, f"a keyword has a value that it cannot have: {json.dumps(others)[:80]}") from None
         if not kept:
             raise self.fail(path, f"none of the values {json.dumps(values)[:80]} fits the rest of the schema")
         return {"const": kept[0]} if len(kept) == 1 else {"enum": kept}
@@ -416,18 +427,27 @@ class _Converter:
                     raise self.fail(f"{path}.required", f"{name!r} is required, and there is no such property")
                 found[name] = self.node(True if isinstance(more, bool) else more, f"{path}.required", depth + 1)
         self.check_counts(schema, path, len(set(required)), len(found), bool(more))
-        result: dict[str, Any] = {"type": "object", "properties": found, "required": list(dict.fromkeys(required))}
+        names = list(map(self.safe_name, dict.fromkeys(required)))
+        result: dict[str, Any] = {
+            "type": "object",
+            "properties": {self.safe_name(name): value for name, value in found.items()},
+            "required": names,
+        }
         if more is True and not found:
             return {"type": "object"}
         result["additionalProperties"] = False
         if more is not False and (more is not True or "additionalProperties" in schema):
             value = self.node(more, f"{path}.additionalProperties", depth + 1)
             if found:
-                result["properties"] = {**found, f"{self.key_mark}{len(self.keys)}": value}
+                result["properties"][f"{self.key_mark}{len(self.keys)}"] = value
                 self.keys.append(tuple(found))
             else:
                 result["additionalProperties"] = value
         return result
+
+    def safe_name(self, name: str) -> str:
+        """What stands for the name of a property that the converter would take for something else."""
+        return f"{self.name_mark}{_ODD_NAMES.index(name)}" if name in _ODD_NAMES else name
 
     def check_counts(self, schema: dict[str, Any], path: str, n_required: int, n_named: int, more: bool) -> None:
         least = self.count(schema, "minProperties", path, 0) or 0

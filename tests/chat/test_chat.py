@@ -218,6 +218,22 @@ class TestTemplates:
         with pytest.raises(errors.InvalidArgumentError, match="must be text or a path"):
             llm.create_chat_completion(user(), chat_template=3)
 
+    def test_a_file_that_is_no_text(self, llm, tmp_path):
+        path = tmp_path / "template.jinja"
+        path.write_bytes(b"{{ \xff }}")
+        with pytest.raises(errors.InvalidArgumentError, match=r"template\.jinja is no UTF-8 text"):
+            llm.create_chat_completion(user(), chat_template=path)
+
+    def test_templates_that_come_with_each_call(self, tiny_model):
+        from pyllm.chat.templates import TemplateStore
+
+        store = TemplateStore(tiny_model)
+        first = store.get("{{ 0 }}")
+        for i in range(1, 40):
+            last = store.get(f"{{{{ {i} }}}}")
+            assert store.get(f"{{{{ {i} }}}}") is last
+        assert len(store._known) == 32 and store.get("{{ 0 }}") is not first
+
     def test_a_template_that_refuses(self, llm, says):
         with pytest.raises(errors.ChatTemplateError, match="No cats"):
             llm.create_chat_completion(user(), chat_template="{{ raise_exception('No cats') }}")
@@ -278,6 +294,24 @@ class TestForms:
             assert json.loads(completion.text) == completion.parsed in ({"a": 1}, {"a": 2})
         assert llm.create_chat_completion(user(), seed=1, max_tokens=1, json_schema=schema).parsed is None
         assert llm.create_chat_completion(user(), seed=1, choices=[3, 4]).parsed in (3, 4)
+
+    def test_forms_and_beginnings(self, llm):
+        """A schema holds the whole content, other forms what comes behind its beginning."""
+        schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"]}
+        for form, beginning, values in (
+            ({"json_schema": schema}, '{"a"', ({"a": 1}, {"a": 2})),
+            ({"choices": ["yes", "no"]}, "Answer: ", ("yes", "no")),
+        ):
+            prefixed = llm.create_chat_completion(user(), response_prefix=beginning, seed=1, max_tokens=64, **form)
+            assert prefixed.text.startswith(beginning) and prefixed.parsed in values
+            begun = [*user(), Message("assistant", [{"type": "text", "text": beginning}])]
+            for messages in (begun, [*user(), Message("assistant", beginning)]):
+                went_on = llm.create_chat_completion(
+                    messages, continue_final_message=True, seed=1, max_tokens=64, **form
+                )
+                assert not went_on.text.startswith(beginning) and went_on.parsed in values
+        with pytest.raises(errors.ChatTemplateError, match="with the response_prefix"):
+            llm.create_chat_completion(user(), response_prefix="Answer: ", json_schema=schema)
 
     def test_one_form_and_no_tools(self, llm):
         with pytest.raises(errors.InvalidArgumentError, match="only one of"):
@@ -375,6 +409,8 @@ class TestControl:
         ({"reasoning_format": "x"}, errors.InvalidArgumentError, "reasoning_format must be one of auto, none"),
         ({"reasoning_budget": -2}, errors.InvalidArgumentError, "reasoning_budget must be at least 0"),
         ({"reasoning_budget": 3}, errors.InvalidArgumentError, "has no tags around reasoning"),
+        ({"stop": 5}, errors.InvalidArgumentError, "stop must be a text or a list of texts, not 5"),
+        ({"chat_template_kwargs": {"messages": []}}, errors.InvalidArgumentError, "the call has an argument for"),
         ({"chat_template_kwargs": [1]}, errors.InvalidArgumentError, "chat_template_kwargs must be a dict"),
         ({"chat_template_kwargs": {"x": {1}}}, errors.InvalidArgumentError, r"chat_template_kwargs\['x'\]"),
         ({"response_format": {"type": "xml"}}, errors.InvalidArgumentError, "not 'xml'"),

@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import pytest
@@ -36,6 +36,20 @@ POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "y": {"type"
 class Box(TypedDict, total=False):
     at: Point
     label: str
+
+
+class Label(TypedDict):
+    text: str
+    size: NotRequired[int]
+
+
+@dataclass
+class Tree:
+    trees: list[Tree]
+
+
+class Shape(enum.Enum):
+    LINE = (1, 2)
 
 
 def paint(
@@ -101,6 +115,16 @@ def test_a_function_describes_itself():
         (Literal["a", 1], {"enum": ["a", 1]}),
         (Literal[1, 2], {"type": "integer", "enum": [1, 2]}),
         (datetime.date, {"type": "string", "format": "date"}),
+        (Annotated[int, {"no": "hash"}], {"type": "integer"}),
+        (list[Annotated[int, {"no": "hash"}]], {"type": "array", "items": {"type": "integer"}}),
+        (
+            Label,
+            {
+                "type": "object",
+                "properties": {"text": {"type": "string"}, "size": {"type": "integer"}},
+                "required": ["text"],
+            },
+        ),
         (uuid.UUID, {"type": "string", "format": "uuid"}),
         (
             Box,
@@ -125,6 +149,18 @@ def test_pydantic_models():
     # References look for definitions in the schema of all arguments.
     assert "Inner" in tool.parameters["$defs"] and "$defs" not in tool.parameters["properties"]["value"]
     assert tool(asked("f", value={"inner": {"n": 3}})) == "3"
+    for hint in (outer | None, list[outer], dict[str, outer], tuple[int, outer], list[Annotated[outer | None, "x"]]):
+        f.__annotations__["value"] = hint
+        parameters = Tool.of(f).parameters
+        assert list(parameters["$defs"]) == ["Inner"] and '"$defs"' not in json.dumps(parameters["properties"])
+
+    def g(one, two):
+        pass
+
+    other = pydantic.create_model("Inner", m=(int, ...))
+    g.__annotations__ |= {"one": outer, "two": pydantic.create_model("Other", inner=(other, ...))}
+    with pytest.raises(InvalidArgumentError, match=r"g\.two: there are two different types with the name 'Inner'"):
+        Tool.of(g)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +241,14 @@ def unnamed(x, /):
     pass
 
 
+def plant(tree: Tree):
+    pass
+
+
+def draw(shape: Shape):
+    pass
+
+
 @pytest.mark.parametrize(
     ("function", "words"),
     [
@@ -213,6 +257,9 @@ def unnamed(x, /):
         (everything, r"takes \*args"),
         (later, "the tool later is async"),
         (odd, r"odd.x: there is no JSON schema for the type .*ndarray"),
+        (plant, r"plant.tree.trees: Tree is a member of itself"),
+        (draw, r"draw.shape: a value to choose must be one of JSON, not \(1, 2\)"),
+        (Point, "must be a function, not the class Point"),
         (unnamed, "parameter x of the tool unnamed has no name in calls"),
     ],
 )
@@ -231,6 +278,10 @@ def test_functions_that_cannot_be_described(function, words):
         ([{"type": "function", "function": {"name": "a b"}}], r"tools\[0\].function.name must be letters"),
         ([{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}], "schema of an object"),
         ([{"type": "function", "function": {"name": "f", "parameters": {"x": {1}}}}], "parameters is no JSON"),
+        ([Tool("a b")], r"tools\[0\].function.name must be letters"),
+        ([Tool("f", parameters={"type": "array"})], "schema of an object"),
+        ([Tool("f", parameters=None)], r"tools\[0\].parameters must be"),
+        ([Tool("f", parameters={"properties": {"x": {"default": float("inf")}}})], "parameters is no JSON"),
         ([paint, paint], r"tools\[1\]: there are two tools with the name 'paint'"),
     ],
 )

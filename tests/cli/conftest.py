@@ -1,30 +1,33 @@
-"""Runs the program as a user does: in a process of its own."""
+"""The program, its models and caches."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import programs
 import pytest
 
-PROGRAM = [sys.executable, "-m", "pyllm"]
+Run = Callable[..., Any]
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages about wrong usage stand in a box; here it is wide enough not to break them."""
+    monkeypatch.setenv("COLUMNS", "200")
 
 
 @pytest.fixture
 def pyllm() -> Run:
-    """Runs the program to its end; standard input is empty unless `input` is given."""
+    """Runs the program within this process."""
+    return programs.invoke
 
-    def run(*arguments: str | Path, input: str = "", **options: object) -> subprocess.CompletedProcess[str]:
-        command = [*PROGRAM, *map(str, arguments)]
-        return subprocess.run(  # type: ignore[call-overload]
-            command, input=input, capture_output=True, text=True, encoding="utf-8", timeout=300, **options
-        )
 
-    return run
+@pytest.fixture
+def program() -> Run:
+    """Runs the program as a user does: in a process of its own."""
+    return programs.start
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from pyllm.cli.chat_commands import execute
 from pyllm.cli.chat_session import Session, SessionError
 from pyllm.errors import PyllmError
 
@@ -39,8 +40,8 @@ def tiny(tiny_models) -> Path:
 # ---- pipes
 
 
-def test_lines_in_and_answers_out(pyllm, data, tiny):
-    result = pyllm("chat", tiny, *FAST, input="the first\n\nand the second\n")
+def test_lines_in_and_answers_out(program, data, tiny):
+    result = program("chat", tiny, *FAST, input="the first\n\nand the second\n")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert len(result.stdout.splitlines()) >= 2
@@ -120,30 +121,54 @@ def test_commands(pyllm, data, tiny):
     assert saved["settings"] == {"temperature": 0.5}
 
 
+@pytest.fixture
+def talk(data, tiny):
+    """A conversation on plain streams."""
+    from pyllm import Llama
+    from pyllm.cli.chat_loop import Chat
+    from pyllm.cli.chat_screen import Screen
+
+    with Llama(tiny, n_ctx=256, n_threads=1) as llm:
+        yield Chat(llm, Screen(), model="tiny", settings={"max_tokens": 4})
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
         ("/rest", "did you mean /reset"),
         ("/set temprature 1", "did you mean 'temperature'"),
         ("/set temperature -1", "temperature must be"),
+        ("/set temperature warm", "temperature must be"),
         ("/set max_tokens many", "max_tokens must be"),
+        ("/set logit_bias [1]", "logit_bias must be a dict"),
+        ("/set samplers true", "samplers must be a list"),
+        ("/set dry_sequence_breakers 5", "dry_sequence_breakers must be a list"),
+        pytest.param("/set top_k " + "[" * 200_000, "top_k must be", id="deep"),
+        ("/set enable_thinking perhaps", "enable_thinking must be on or off"),
         ("/load nothing", "there is no nothing"),
         ("/save ../../evil", "a conversation's name"),
         ("/save", "give the conversation a name"),
     ],
 )
-def test_wrong_commands(data, tiny, line, message):
-    from pyllm import Llama
-    from pyllm.cli.chat_commands import execute
-    from pyllm.cli.chat_loop import Chat
-    from pyllm.cli.chat_screen import Screen
+def test_wrong_commands(talk, line, message):
+    with pytest.raises(PyllmError, match=re.escape(message)):
+        execute(talk, line)
+    assert talk.session.messages == []
+    assert talk.settings == {"max_tokens": 4}
 
-    with Llama(tiny, n_ctx=256, n_threads=1) as llm:
-        chat = Chat(llm, Screen(), model="tiny")
-        with pytest.raises(PyllmError, match=re.escape(message)):
-            execute(chat, line)
-        assert chat.session.messages == []
-        assert chat.settings == {}
+
+def test_settings_are_taken_back(talk, capsys):
+    for name, value in (("enable_thinking", "off"), ("temperature", "0"), ("max_tokens", "-1"), ("stop", '["x"]')):
+        before = talk.settings
+        execute(talk, f"/set {name} {value}")
+        assert talk.settings != before
+        execute(talk, f"/set {name} default")
+        assert name not in talk.settings
+    execute(talk, "/set max_tokens 3")
+    execute(talk, "/set enable_thinking off")
+    assert talk.settings == {"max_tokens": 3, "enable_thinking": False}
+    talk.ask("the number")
+    assert talk.generated == 3
 
 
 def test_a_wrong_command_ends_a_pipe(pyllm, data, tiny):
@@ -164,13 +189,9 @@ def test_a_wrong_command_ends_a_pipe(pyllm, data, tiny):
         ["-fa", "maybe"],
     ],
 )
-def test_wrong_flags(data, tiny, arguments):
-    from typer.testing import CliRunner
-
-    from pyllm.cli.main import app
-
-    result = CliRunner().invoke(app, ["chat", str(tiny), *arguments])
-    assert result.exit_code == 2
+def test_wrong_flags(pyllm, data, tiny, arguments):
+    result = pyllm("chat", tiny, *arguments)
+    assert result.returncode == 2
     assert result.stdout == ""
 
 
@@ -180,7 +201,17 @@ def test_wrong_session_name(pyllm, data, tiny):
     assert "a conversation's name" in result.stderr
 
 
-@pytest.mark.parametrize("text", ["not json", "{}", '{"format": "pyllm chat session", "version": 7}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        '{"format": "pyllm chat session", "version": 1, "messages": [], "settings": {"messages": 1}}',
+        "[" * 200_000,
+        "{}",
+        '{"format": "pyllm chat session", "version": 7}',
+        "[]",
+    ],
+)
 def test_damaged_session(data, text):
     path = data / "sessions" / "bad.json"
     path.parent.mkdir(parents=True)
@@ -240,7 +271,7 @@ def test_interrupt_ends_a_pipe(data, tiny):
 
 @pytest.mark.model
 def test_a_real_model_answers(pyllm, data, smollm2):
-    result = pyllm("chat", "smollm2", "--temp", "0", "-n", "24", input="What is the capital of France?\n")
+    result = pyllm("chat", "smollm2", "--temp", "0", "-n", "12", "-t", "1", input="What is the capital of France?\n")
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip()
     assert "<|im_" not in result.stdout
@@ -357,21 +388,14 @@ def test_keys_and_errors(terminal, tiny, data):
     assert len(said) == 4
 
 
-def test_a_narrow_terminal(terminal, tiny):
-    child = terminal(tiny, *FAST, columns=20)
+def test_resumed_at_a_narrow_terminal(terminal, pyllm, tiny):
+    assert pyllm("chat", tiny, *FAST, "--session", "later", input="the number\n").returncode == 0
+    child = terminal(tiny, *FAST, "--session", "later", columns=20)
+    child.expect("going on with later: 2 messages")
     ready(child)
     child.send("the number of the people\r")
     ready(child)
     child.send("/exit\r")
-    assert finish(child) == 0
-
-
-def test_resumed_at_a_terminal(terminal, pyllm, tiny):
-    assert pyllm("chat", tiny, *FAST, "--session", "later", input="the number\n").returncode == 0
-    child = terminal(tiny, *FAST, "--session", "later")
-    child.expect("going on with later: 2 messages")
-    ready(child)
-    child.send("\x04")
     assert finish(child) == 0
 
 
@@ -420,6 +444,7 @@ class TestPieces:
         assert candidates(None, "/load o") == ["one"]
         assert candidates(None, "hello") == []
         assert candidates(None, "/set temperature 1") == []
+        assert candidates(None, "/unset te") == []
 
     def test_status_fits(self, monkeypatch):
         from pyllm.cli.chat_screen import Terminal as Screen

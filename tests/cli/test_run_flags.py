@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from pyllm.cli.options import ModelOptions, SamplingOptions, StructureOptions
-from pyllm.cli.run import unescape
+from pyllm.cli.run import _split, unescape
 
 PROMPT = "the number of the people"
 FAST = ["--temp", "0", "-n", "12", "-t", "1", "-c", "512"]
@@ -87,9 +87,11 @@ def test_sampling_flags(pyllm, tiny):
     plain = run_json(pyllm, tiny, PROMPT, *FAST)
     first = plain["tokens"][0]
     assert first not in run_json(pyllm, tiny, PROMPT, *FAST, "-l", f"{first}-inf")["tokens"]
-    hot = run_json(pyllm, tiny, PROMPT, "-n", "12", "--temp", "3", "--top-k", "0", "--min-p", "0", "-s", "1")
+    hot = run_json(pyllm, tiny, PROMPT, "-n", "12", "-t", "1", "--temp", "3", "--top-k", "0", "--min-p", "0", "-s", "1")
     assert hot["text"] != plain["text"]
-    one = run_json(pyllm, tiny, PROMPT, "-n", "12", "--temp", "3", "--samplers", "top_k;temperature", "--top-k", "1")
+    one = run_json(
+        pyllm, tiny, PROMPT, "-n", "12", "-t", "1", "--temp", "3", "--samplers", "top_k;temperature", "--top-k", "1"
+    )
     assert one["text"] == plain["text"]
     penalised = run_json(pyllm, tiny, PROMPT, *FAST, "--repeat-penalty", "5", "--repeat-last-n", "64")
     assert len(set(penalised["tokens"])) == 12
@@ -102,6 +104,9 @@ def test_escapes(pyllm, tiny):
     )
     assert unescape(r"a\n\t\"\\n\x41\q\x4\\") == 'a\n\t"\\nA\\q\\x4\\'
     assert unescape("\\") == "\\"
+    assert unescape(r"\xe2\x82\xac \x00é") == "€ \0é"
+    with pytest.raises(typer.BadParameter, match="not UTF-8"):
+        unescape(r"\xe2")
 
 
 def test_draft_model(pyllm, tiny):
@@ -109,11 +114,59 @@ def test_draft_model(pyllm, tiny):
     assert run_json(pyllm, tiny, PROMPT, *FAST, "-md", tiny)["text"] == plain["text"]
 
 
-def test_missing_adapter_is_one_line(pyllm, tiny, tmp_path):
-    result = pyllm("run", tiny, PROMPT, "--lora", tmp_path / "none.gguf")
-    assert result.returncode == 1
-    assert "none.gguf" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_missing_files_are_one_line(pyllm, tiny, tmp_path):
+    part = tmp_path / "x-00001-of-00002.gguf"
+    part.write_bytes(tiny.read_bytes())
+    for arguments, named in (
+        ([tiny, PROMPT, "--lora", tmp_path / "none.gguf"], "none.gguf"),
+        ([part, PROMPT], "a part of the model is missing: "),
+    ):
+        result = pyllm("run", *arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        assert result.stderr.startswith("pyllm: error: ") and named in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_an_adapter_that_is_not_here_is_not_downloaded_unasked(pyllm, tiny, empty_cache):
+    for flags in (["--lora", "smollm2"], ["-md", "smollm2"]):
+        result = pyllm("run", tiny, PROMPT, *flags)
+        assert result.returncode == 1
+        assert "run `pyllm pull smollm2` first, or add --yes" in result.stderr
+
+
+def test_a_cache_that_cannot_be_kept_is_told_before_anything_is_computed(pyllm, tiny, tmp_path):
+    result = pyllm("run", tiny, PROMPT, *FAST, "--prompt-cache", tmp_path / "nowhere" / "cache.bin")
+    assert (result.returncode, result.stdout) == (2, "") and "there is no folder" in result.stderr
+    result = pyllm("run", tiny, PROMPT, *FAST, "--prompt-cache-ro")
+    assert (result.returncode, result.stdout) == (2, "") and "--prompt-cache names" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("argument", "is_model"),
+    [
+        ("smollm2", True),
+        ("SmolLM2", True),
+        ("x.gguf", True),
+        ("owner/repo:Q4_K_M", True),
+        ("owner/repo", True),
+        ("hf:owner/repo", True),
+        ("ollama:llama3.2:1b", True),
+        ("https://example.com/x.gguf", True),
+        ("pypi:package==1.0", True),
+        ("Hello", False),
+        ("Note: this", False),
+        ("https://example.com is", False),
+        ("one/two or three", False),
+        ("", False),
+        ("a\0b", False),
+        ("word " * 5000, False),
+    ],
+)
+def test_a_single_argument(argument, is_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = (argument, None) if is_model else ("smollm2", argument)
+    assert _split(argument, None, prompt_is_elsewhere=False) == expected
+    assert _split(argument, "p", prompt_is_elsewhere=False) == (argument, "p")
 
 
 def test_arguments():

@@ -318,6 +318,25 @@ def test_arguments_without_a_meaning(make):
         llm(PROMPT, max_tokens=1, tfs_z=0.5)
 
 
+def test_numa(tiny_models):
+    isolated.survive(
+        """
+import sys
+from pyllm.compat.llama_cpp import Llama
+with Llama(sys.argv[1], numa=True, n_ctx=64, n_threads=1) as llm:
+    assert llm("the", max_tokens=2)["choices"]
+for numa in (5, -1, "all"):
+    try:
+        Llama(sys.argv[1], numa=numa)
+    except ValueError as error:
+        assert "numa must be" in str(error)
+    else:
+        raise AssertionError(numa)
+""",
+        tiny_models["llama"],
+    )
+
+
 def test_nothing_is_printed(capfd, make):
     llm = make()
     llm(PROMPT, max_tokens=4)

@@ -83,6 +83,25 @@ llm = Llama.from_pretrained("owner/tiny-GGUF", "*Q8_0.gguf", n_ctx=64)
 assert llm.model_path.endswith("tiny-Q8_0.gguf")
 assert llm("the", max_tokens=2)["choices"]
 llm.close()
+import os, sys
+from pyllm import errors
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
+Llama.from_pretrained("owner/tiny-GGUF", "tiny-Q8_0.gguf", n_ctx=64).close()  # is here, and asks nobody
+os.environ["HF_ENDPOINT"] = sys.argv[1]
+place = os.path.join(os.environ["PYLLM_CACHE"], "mine")
+llm = Llama.from_pretrained("owner/tiny-GGUF", "*Q4*", additional_files=["README.md"], local_dir=place, n_ctx=64)
+llm.close()
+assert {"tiny-Q4_K_M.gguf", "README.md"} <= set(os.listdir(place))
+Llama.from_pretrained("owner/tiny-GGUF", "*Q4*", additional_files=["README.md"], n_ctx=64).close()
+for repo, file, kind in (("owner/nothing", "*Q4*", errors.UnknownModelError),
+                         ("owner/tiny-GGUF", "x.gguf", errors.UnknownModelError),
+                         ("owner", "*", errors.InvalidArgumentError)):
+    try:
+        Llama.from_pretrained(repo, file)
+    except kind:
+        pass
+    else:
+        raise AssertionError(repo)
 for pattern, words in (("*.gguf", "several files fit"), ("*Q2*", "no file fits")):
     try:
         Llama.from_pretrained("owner/tiny-GGUF", pattern)
@@ -91,6 +110,7 @@ for pattern, words in (("*.gguf", "several files fit"), ("*Q2*", "no file fits")
     else:
         raise AssertionError("no error")
 """,
+            server.url,
             env={"HF_ENDPOINT": server.url, **folders},
         )
     finally:

@@ -153,7 +153,7 @@ def test_tokens(llm, tiny_models):
     assert llm.detokenize(ids).strip() == b"the people"
     assert llm.tokenize(b"a", add_bos=False) == llm.tokenizer().tokenize(b"a", add_bos=False)
     assert llm.tokenizer().decode(llm.tokenizer().encode("the people", add_bos=False)).strip() == "the people"
-    only = Llama(str(tiny_models["llama"]), vocab_only=True)
+    only = Llama(tiny_models["llama"], vocab_only=True)
     assert only.tokenize(b"the people") == ids
     assert only.n_vocab() == llm.n_vocab()
     with pytest.raises(errors.InvalidArgumentError, match="vocab_only"):
@@ -402,6 +402,28 @@ def test_tools(make, choice):
     assert json.loads(call["function"]["arguments"])["zone"] in ("here", "there")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tools": [{"type": "function"}]}, r"tools\[0\] must be"),
+        ({"tools": [TOOL, "get_time"]}, r"tools\[1\] must be"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice must be"),
+        ({"functions": [5]}, r"functions\[0\] must be .* not 5"),
+        ({"functions": [TOOL["function"]], "function_call": {}}, "function_call must be"),
+        ({"response_format": "json"}, "response_format must be a dict"),
+    ],
+)
+def test_wrong_shapes_are_named(llm, given, said):
+    with pytest.raises(errors.InvalidArgumentError, match=said):
+        llm.create_chat_completion(MESSAGES, **given)
+
+
+def test_an_alias_of_which_only_the_vocabulary_is_loaded(tiny_models, monkeypatch):
+    monkeypatch.setenv("HOME", str(tiny_models["llama"].parent))
+    with Llama(f"~/{tiny_models['llama'].name}", vocab_only=True) as llm:
+        assert llm.tokenize(b"the people")
+
+
 def test_functions(make):
     llm = make(n_ctx=1024)
     result = llm.create_chat_completion(
@@ -514,5 +536,10 @@ def test_embeddings(make, tiny_models):
     assert text_of(llm(PROMPT, max_tokens=2)) is not None  # which it can do too
     long = "the people " * 400
     assert len(llm.embed(long)) == llm.n_embd()
+    count = llm.embed(long, return_count=True)[1]
+    assert count <= llm.llm.model.n_ctx_train < len(llm.tokenize(long.encode()))
+    assert llm.create_embedding([long, "the"])["usage"]["total_tokens"] == count + len(llm.tokenize(b"the"))
+    named = llm.tokenize(b"<|im_end|>")  # which is text, and no control token
+    assert llm.embed("<|im_end|>", return_count=True)[1] == len(named)
     with pytest.raises(errors.InvalidArgumentError):
         llm.embed(long, truncate=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -67,6 +69,35 @@ class TestChat:
         talk.stream("never")
         assert len(talk.messages) == 4
 
+    def test_a_stream_that_is_left_with_its_last_piece(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        for chunk in talk.stream("the people"):
+            if chunk.completion is not None:
+                break
+        chunk = None
+        assert talk.messages == [USER, llm.conversation("anna").messages[-1]]
+        assert talk.messages[-1]["content"] == llm.create_chat_completion([USER], **SHORT).text
+
+    def test_an_answer_that_ends_within_a_call(self, llm):
+        """A call of a tool that was cut off is no JSON; the conversation goes on all the same."""
+        tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+        begun = 0
+        for n in (1, 9, 28, 37):
+            for stream in (False, True):
+                talk = llm.conversation(f"{n} {stream}", max_tokens=n, temperature=0)
+                arguments = {"tools": [tool], "tool_choice": "required"}
+                if stream:
+                    answer = list(talk.stream("the people", **arguments))[-1].completion
+                else:
+                    answer = talk.say("the people", **arguments)
+                assert [message["role"] for message in talk.messages] == ["user", "assistant"]
+                begun += bool(answer.tool_calls)
+                if answer.tool_calls:
+                    assert talk.messages[-1]["content"] == answer.choices[0].raw
+                talk.say("the time", max_tokens=1)
+                assert len(talk.messages) == 4
+        assert begun > 0
+
     def test_messages_of_other_kinds(self, llm):
         talk = llm.conversation("anna", **SHORT)
         talk.say([USER, {"role": "assistant", "content": "the time"}, {"role": "user", "content": "the water"}])
@@ -128,6 +159,43 @@ class TestText:
         third = talk.complete(" at the time")
         assert third.usage.cached_tokens >= len(whole.tokens)
 
+    def test_its_text_is_that_of_its_tokens(self, llm):
+        """Whether a tokenizer puts spaces before what it is given, or an answer is cut within a character."""
+
+        def told(talk):
+            pieces = [llm.vocab.token_to_piece(token, special=False) for token in talk._record.history.ids.tolist()]
+            # The one space that belongs to the beginning of a text.
+            return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
+
+        talk = llm.conversation("words", **SHORT)
+        talk.complete("the peop")
+        for text in ("le look", b" at", "\n", "a", "", "  two", llm.tokenize("time", add_special=False), "\0", "😀"):
+            talk.complete(text)
+            assert talk.text == told(talk)
+        bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+        talk = llm.conversation("characters", max_tokens=1, temperature=0, logit_bias=bias)
+        for byte in "the 😀é".encode():
+            # One byte each turn: most of them are no character.
+            token = llm.vocab.tokenize(b"\n", add_special=False)[-1] + byte - 10
+            talk.complete("")
+            talk.complete([token])
+            assert llm.vocab.token_to_piece(int(token)) == bytes([byte])
+        assert talk.text == told(talk)
+
+    def test_what_is_cut_off_at_a_stop_string_is_not_part_of_it(self, llm):
+        whole = llm("the people look", max_tokens=12, temperature=0).text
+        for start in range(1, len(whole) - 2):
+            with llm.conversation("story", max_tokens=12, temperature=0) as talk:
+                answer = talk.complete("the people look", stop=whole[start : start + 2])
+                assert talk.text == "the people look" + answer.text
+                assert llm.detokenize(talk._record.history.ids[1:], special=False).strip() == talk.text.strip()
+
+    def test_an_echo_is_not_added_twice(self, llm):
+        talk, other = llm.conversation("story", **SHORT), llm.conversation("other", **SHORT)
+        for text in ("the people", " at"):
+            assert talk.complete(text, echo=True).text.endswith(other.complete(text).text)
+        assert talk.text == other.text
+
     def test_undo_and_fork(self, llm):
         talk = llm.conversation("story", **SHORT)
         talk.complete("the people look")
@@ -160,7 +228,19 @@ class TestNames:
         with pytest.raises(errors.InvalidArgumentError, match="top_k in a turn"):
             llm.conversation("anna", top_k=3)
 
-    @pytest.mark.parametrize("name", ["", None, 3])
+    def test_what_was_said_stays_where_nobody_has_it(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        talk.say("the people")
+        said = talk.messages
+        talk.defaults["top_k"] = 3
+        talk.overflow = "truncate_middle"
+        del talk
+        found = llm.conversation("anna", overflow="truncate_middle", top_k=3, **SHORT)
+        assert found.messages == said and llm.conversations == {"anna": found}
+        with pytest.raises(errors.InvalidArgumentError, match="overflow must be one of"):
+            found.overflow = "sometimes"
+
+    @pytest.mark.parametrize("name", ["", None, 3, ["anna"]])
     def test_bad_names(self, llm, name):
         with pytest.raises(errors.InvalidArgumentError, match="name of a conversation"):
             llm.conversation(name)
@@ -176,6 +256,10 @@ class TestNames:
         assert talk.messages == [] and talk.text == ""
 
     def test_bad_overflow(self, llm):
+        with pytest.raises(errors.InvalidArgumentError, match="overflow must be one of"):
+            llm.conversation("anna", overflow="")
+        with pytest.raises(errors.InvalidArgumentError, match="content must be text"):
+            llm.conversation("anna", system=5)
         with pytest.raises(errors.InvalidArgumentError, match="overflow must be one of"):
             llm.conversation("anna", overflow="sometimes")
         assert llm.conversations == {}
@@ -200,6 +284,33 @@ class TestTrouble:
         # And both go on with what they have.
         assert talk.say("the time").usage.cached_tokens > 5
         assert other.say("the time").usage.cached_tokens > 10
+
+    def test_a_turn_that_is_too_long_hides_nothing(self, llm):
+        """What the model was not told because of it is told again, when it failed and when it is taken back."""
+        for rule in ("truncate_middle", "shift"):
+            with llm.conversation(rule, overflow=rule, **SHORT) as talk:
+                for word in ("people", "water", "time"):
+                    n = talk.say(f"the {word}").usage.prompt_tokens
+                with pytest.raises(errors.InvalidArgumentError):
+                    talk.say("the people " * 3000, n_keep=-1)
+                with pytest.raises(errors.UnknownArgumentError):
+                    talk.say("the people " * 200, temprature=1)
+                assert talk.say("the number").usage.prompt_tokens > n
+                talk.undo()
+                # About as long as the context: nothing else is told with it.
+                assert talk.say("people " * 60).usage.prompt_tokens < 480
+                talk.undo()
+                assert talk.say("the number").usage.prompt_tokens > n
+            with llm.conversation(rule, overflow=rule, **SHORT) as talk:
+                for word in ("people", "water", "time"):
+                    n = talk.complete(f" the {word}").usage.prompt_tokens
+                with pytest.raises(errors.UnknownArgumentError):
+                    talk.complete("the people " * 300, temprature=1)
+                assert talk.complete(" the number").usage.prompt_tokens > n
+                talk.undo()
+                assert talk.complete(" people" * 600).usage.prompt_tokens < 480
+                talk.undo()
+                assert talk.complete(" the number").usage.prompt_tokens > n
 
     def test_somebody_decodes_in_between(self, llm):
         from pyllm import Batch
@@ -234,6 +345,44 @@ class TestTrouble:
             talk.say("the time")
         assert len(talk.messages) == 2
         talk.close()
+
+    def test_close_while_a_stream_is_open(self, llm):
+        talk = llm.conversation("anna", **SHORT)
+        talk.say("the people")
+        stream = llm.stream("the water", max_tokens=5)
+        next(stream)
+        for call in (talk.close, talk.reset):
+            with pytest.raises(StreamOpenError):
+                call()
+        assert not talk.closed and len(talk.messages) == 2
+        stream.close()
+        with pytest.raises(ZeroDivisionError), llm.conversation("ben", **SHORT) as other:
+            stream = other.stream("the water")
+            next(stream)
+            raise ZeroDivisionError
+        stream.close()
+        talk.close()
+        assert list(llm.conversations) == ["ben"] and len(talk.tokens) == 0
+
+    def test_it_is_freed_without_the_collector(self, tiny_model):
+        def begin():
+            llm = Llama(tiny_model, n_ctx=256, n_threads=1)
+            return llm.conversation("anna", **SHORT), weakref.ref(llm), weakref.ref(llm.context)
+
+        gc.collect()
+        gc.disable()
+        try:
+            talk, llm, context = begin()
+            # It keeps its Llama.
+            talk.say("the people"), talk.complete, list(talk.stream("the time")), talk.fork("ben").say("the water")
+            stream = talk.stream("the number")
+            next(stream)
+            del talk
+            assert llm() is not None
+            del stream
+            assert llm() is None and context() is None
+        finally:
+            gc.enable()
 
     def test_reprs(self, llm):
         talk = llm.conversation("anna", **SHORT)

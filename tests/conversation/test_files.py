@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import zlib
 
 import numpy as np
 import pytest
 
 from pyllm import Llama, errors
+from pyllm.conversation import file
+from pyllm.llama import StreamOpenError
 
 SHORT = {"max_tokens": 6, "temperature": 0}
 
@@ -65,6 +69,18 @@ def test_a_text(llm, tmp_path):
     assert back.complete().tokens == talk.complete().tokens
     back.undo()
     assert back.text == talk.text[: len(back.text)]
+
+
+def test_a_character_that_is_not_complete(llm, tmp_path):
+    talk = llm.conversation("story", max_tokens=0)
+    begin, end = "😀".encode()[:2], "😀".encode()[2:]
+    first = llm.vocab.tokenize(b"\n", add_special=False)[-1] - 10
+    talk.complete([first + byte for byte in begin])
+    assert talk.text == "\ufffd"
+    talk.save(tmp_path / "file")
+    back = llm.load_conversation(tmp_path / "file", name="back", max_tokens=0)
+    back.complete([first + byte for byte in end])
+    assert back.text == "😀"
 
 
 def test_one_whose_memory_is_gone(llm, tmp_path):
@@ -139,6 +155,63 @@ class TestDamage:
         assert list(llm.conversations) == ["ben"]
         assert other.say("the people").usage.cached_tokens > 5
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"messages": 5},
+            {"messages": [5]},
+            {"messages": [{"role": "nobody", "content": "x"}]},
+            {"first": "x"},
+            {"first": None},
+            {"overflow": "sometimes"},
+            {"name": ""},
+            {"name": 5},
+            {"text": None},
+            {"text": {"turns": [], "dropped": -1}},
+            {"text": {"turns": [[[10**6], "x", 0]], "dropped": 0}},
+            {"text": {"turns": [[[2**40], "x", 0]], "dropped": 0}},
+            {"text": {"turns": [[[3], 5, 0]], "dropped": 0}},
+            {"text": {"turns": [[[3], "x"]], "dropped": 0}},
+            {"kind": "state"},
+            {"model": None},
+        ],
+        ids=repr,
+    )
+    def test_a_checksum_that_is_right(self, llm, saved, change):
+        """Nothing in a file is believed because of its checksum."""
+        data = saved.read_bytes()
+        _, n_header, *_ = file._START.unpack_from(data)
+        header = json.loads(data[file._START.size : file._START.size + n_header]) | change
+        saved.write_bytes(_sealed(data, json.dumps(header).encode()))
+        with pytest.raises(errors.StateError, match="file'"):
+            llm.load_conversation(saved)
+        assert llm.conversations == {}
+
+    @pytest.mark.parametrize("header", [b"[" * 100_000, b"[]", b"5", b"\xff", b""])
+    def test_a_header_of_another_kind(self, llm, saved, header):
+        saved.write_bytes(_sealed(saved.read_bytes(), header))
+        with pytest.raises(errors.StateError):
+            llm.load_conversation(saved)
+
+    def test_positions_that_are_turned_otherwise(self, llm, saved, tiny_models):
+        with make(tiny_models["llama"], rope_freq_base=50_000.0) as other:
+            with pytest.raises(errors.StateError, match=r"rope_freq_base.*50000"):
+                other.load_conversation(saved)
+            other("the people", **SHORT)
+            other.save_state(saved)
+            assert other.load_state(saved) > 0
+        with pytest.raises(errors.StateError, match=r"50000"):
+            llm.load_state(saved)
+
+    def test_while_a_stream_is_open(self, llm, saved):
+        stream = llm.stream("the people", max_tokens=4)
+        next(stream)
+        with pytest.raises(StreamOpenError):
+            llm.load_conversation(saved)
+        assert llm.conversations == {}
+        stream.close()
+        assert len(llm.load_conversation(saved).messages) == 2
+
     def test_other_files(self, llm, saved, tmp_path):
         for content in (b"", b"GGUF" * 100, bytes(100), b"pyllmTX1" + b"\xff" * 100):
             (tmp_path / "other").write_bytes(content)
@@ -184,3 +257,11 @@ class TestDamage:
         with pytest.raises(OSError, match="no space"):
             talk.save(saved)
         assert saved.read_bytes() == before and [path.name for path in saved.parent.iterdir()] == ["file"]
+
+
+def _sealed(data, header):
+    """A file with another header, and the checksum that belongs to it."""
+    magic, n_header, n_tokens, n_state = file._START.unpack_from(data)
+    rest = data[file._START.size + n_header : -file._END.size]
+    made = file._START.pack(magic, len(header), n_tokens, n_state) + header + rest
+    return made + file._END.pack(zlib.crc32(made))

@@ -61,6 +61,21 @@ def test_one_conversation(llm):
     assert [message["role"] for message in talk.messages] == ["user", "assistant"] * 4
 
 
+def test_the_same_conversation_for_all(llm):
+    for i in range(20):
+        found = []
+        ready = threading.Barrier(4)
+
+        def ask(name=str(i), found=found, ready=ready):
+            ready.wait(60)
+            found.append(llm.conversation(name))
+
+        in_threads(*[ask] * 4)
+        assert len(found) == 4 and len(set(map(id, found))) == 1
+        in_threads(*[found[0].close] * 4)
+        assert found[0].closed and llm.conversations == {}
+
+
 def test_abort(llm):
     bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
     talk = llm.conversation("anna", temperature=0, logit_bias=bias)

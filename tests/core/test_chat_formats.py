@@ -200,6 +200,9 @@ def test_diffs():
     ]
     with pytest.raises(errors.InvalidArgumentError, match="Invalid diff"):
         diff(hello, {"content": "Bye"})
+    for wrong in ({"tool_calls": [{}]}, {"tool_calls": [{"function": {"name": None}}]}, {"content": 3}, "x"):
+        with pytest.raises(errors.InvalidArgumentError, match="must be one that parse"):
+            diff(None, wrong)
 
 
 # ---- anything at all

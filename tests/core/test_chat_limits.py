@@ -21,6 +21,48 @@ HOSTILE = {
         "text",
     ),
     "repetition": ("{{ 'a' * 1000000000000 }}", "repeats a text"),
+    "repetition of repetition": ("{{ 'a' * 16384 * 16384 }}", "repeats a text"),
+    "a range past all numbers": ("{{ range(4611686018427387904, 9223372036854775807, 4611686018427387904) }}", "range"),
+    "replacements": ("{{ ('x' * 16384) | replace('x', 'y' * 16384) }}", "builds a text"),
+    "a long delimiter": ("{{ range(16384) | join('x' * 16384) }}", "builds a text"),
+    "a long separator": ("{{ range(16384) | tojson(separators=['x' * 16384, ':']) }}", "builds a text"),
+    "many indents": ("{{ (('a\n' * 9) | replace('a', 'a\n' * 9000)) | indent(1024) }}", "builds a text"),
+    "an indent that wraps around": ("{{ messages | tojson(indent=-3294967296) }}", "indent of more than"),
+    "doubled lists": (
+        "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+        "list of more than",
+    ),
+    "a list twice in a list": (
+        "{% set ns = namespace(x=['a']) %}{% for i in range(64) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}",
+        "builds a value",
+    ),
+    "a tuple twice in a tuple": ("{% for i in range(64) %}{% set a = (a, a) %}{% endfor %}", "builds a value"),
+    "an object twice in an object": (
+        "{% for i in range(64) %}{% set a = dict(a=a, b=a) %}{% endfor %}",
+        "builds a value",
+    ),
+    "a deep list": ("{% for i in range(16384) %}{% set a = [a] %}{% endfor %}", "nests values deeper"),
+    "a long chain": (
+        "{% set ns = namespace(x=[]) %}{% for j in range(20) %}{% for i in range(16384) %}{% set new = [] %}"
+        "{% set _ = ns.x.append(new) %}{% set ns.x = new %}{% endfor %}{% endfor %}",
+        "values or 4096 functions into others",
+    ),
+    "long output": (
+        "{% set s = ('x' * 8192) | replace('x', 'y' * 8000) %}{% for i in range(16384) %}{{ s }}{% endfor %}",
+        "bytes of texts and values",
+    ),
+    "many long texts": (
+        "{% set s = ('x' * 8192) | replace('x', 'y' * 8000) %}{{ [" + "s ~ 'x', " * 200 + "0] | length }}",
+        "bytes of texts and values|builds a value",
+    ),
+    "an order that is none": ("{{ [2, 10, '1a', none] | sort }}", "values of one kind"),
+    "a search": (
+        "{% set s = ('x' * 1000) | replace('x', 'a' * 1000) %}{{ (s ~ 'b') in (s ~ s) }}",
+        "searches for too much",
+    ),
+    "splitting": ("{{ (('x' * 1000) | replace('x', 'a ' * 900)).split(' ') }}", "searches for too much"),
+    "many variables": ("".join(f"{{% set x{i} = 1 %}}" for i in range(300)), "more than 256 variables"),
+    "many line ends": ("\r\n" * 1_000_000, "too many lines"),
     "indent": ("{{ 'a\nb' | indent(1000000000000) }}", "indent of more than"),
     "indented JSON": ("{{ messages | tojson(indent=2000000000) }}", "indent of more than"),
     "division by zero": ("{{ 1 is divisibleby(0) }}", "neither 0 nor -1"),
@@ -79,6 +121,27 @@ def test_small_stacks():
     survive(SMALL_STACK)
 
 
+def test_sorting():
+    """What has an order is sorted, by an attribute and by values too."""
+    source = (
+        "{{ [3, 1.5, 2] | sort | join(' ') }} {{ ['b', 'a'] | sort(reverse=true) | join(' ') }} "
+        "{{ x | sort(attribute='n') | join(' ', attribute='n') }} "
+        "{% for k in {'b': 1, 'a': 2} | dictsort %}{{ k }}{% endfor %} "
+        "{% for k in {'b': 1, 'a': 2} | dictsort(by='value') %}{{ k }}{% endfor %} {{ [] | sort | length }}"
+    )
+    prompt = ChatTemplates(template=source).apply([], chat_template_kwargs={"x": [{"n": 2}, {"n": 1}]})
+    assert prompt.prompt == "1.5 2 3 b a 1 2 ab ba 0"
+
+
+def test_a_long_text_in_lines():
+    """What a template cuts in pieces takes as long as it is, and its pieces are marked where they stand."""
+    source = "{% for line in ('own\\n' ~ messages[0].content).split('\\n') %}{{ line }};{% endfor %}"
+    text = "\n".join(f"line {i}" for i in range(15_000))
+    prompt = ChatTemplates(template=source).apply([{"role": "user", "content": text}])
+    assert prompt.prompt == "own;" + text.replace("\n", ";") + ";"
+    assert prompt.parts[:3] == (("own;", False), ("line 0", True), (";", False))
+
+
 def test_nested_arguments_of_calls():
     deep = "[" * 5000 + "]" * 5000
     call = {"type": "function", "function": {"name": "f", "arguments": '{"a": ' + deep + "}"}}
@@ -94,6 +157,33 @@ def test_loops_end():
     source = "{% for i in range(16000) %}{% for j in range(16000) %}x{% endfor %}{% endfor %}"
     with pytest.raises(errors.ChatTemplateError, match="rounds of loops"):
         ChatTemplates(template=source)
+
+
+BRACKETS_IN_TEXTS = r"""
+from pyllm import errors
+from pyllm.core.chat import ChatTemplates
+
+made = ChatTemplates(template="{{ (messages[0].tool_calls or []) | tojson }}")
+n = 60_000
+arguments = '{"a": ' + '["]", ' * n + "1" + "]" * n + "}"
+call = {"type": "function", "function": {"name": "f", "arguments": arguments}}
+# A quotation mark before them, so that what is inside of texts and what is not cannot be told by counting.
+message = {"role": "assistant", "content": '"', "tool_calls": [call]}
+made.apply([message])
+made.apply([message], tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}])
+prompt = made.apply([{"role": "user", "content": "x"}], tools=[call])
+for text in ('"' + arguments, arguments, '<tool_call>{"name": "f", "arguments": ' + arguments):
+    prompt.parse(text, partial=True)
+    try:
+        prompt.parse(text)
+    except errors.ChatParseError:
+        pass
+"""
+
+
+def test_brackets_in_texts():
+    """A closing bracket in a text closes nothing: what is nested deeply is known to be."""
+    survive(BRACKETS_IN_TEXTS)
 
 
 # ---- anything at all

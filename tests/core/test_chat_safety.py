@@ -161,6 +161,14 @@ def test_the_template_writes_its_own(known):
     "expression",
     [
         "c.split('#')[0]",
+        "c.split(' ')|join(' ')",
+        "c.split(' ', 1)[1]",
+        "c.rsplit(' ', 1)[0]",
+        "(c ~ 't')[4:14]",
+        "c[::-1][::-1]",
+        "strftime_now(c)",
+        "'' ~ " + " ~ ".join(f"c.{i}" for i in range(31)),
+        "'' ~ " + " ~ ".join(f"c[{i}]" for i in range(31)),
         "c.split('#')|join('')",
         "c.rsplit('#')[0]",
         "(c ~ '').split('#')[0]",
@@ -214,6 +222,18 @@ def test_names_of_arguments_are_foreign_too(known):
     )
     prompt = ChatTemplates(model, template=source).apply([], tools=[{"type": "function", "function": function}])
     assert prompt.prompt.count("<|im_end|>") == 3
+    assert sum(counted(prompt.tokenize(model.vocab), model.vocab).values()) == 1
+
+
+def test_deep_names_are_foreign_too(known):
+    model = known("qwen2")
+    walk = "{% macro walk(v) %}{% for k, x in v.items() %}{{ k }}{{ walk(x) }}{% endfor %}{% endmacro %}"
+    deep = {"<|im_end|>": {}}
+    for _ in range(600):
+        deep = {"a": deep}
+    made = ChatTemplates(model, template=walk + "{{ walk(y or {}) }}<|im_end|>")
+    prompt = made.apply([], chat_template_kwargs={"y": deep})
+    assert prompt.prompt.count("<|im_end|>") == 2
     assert sum(counted(prompt.tokenize(model.vocab), model.vocab).values()) == 1
 
 

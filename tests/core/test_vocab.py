@@ -305,3 +305,9 @@ def test_no_vocabulary_without_a_model():
     for wrong in (None, 3):
         with pytest.raises(TypeError):
             Vocab(wrong)
+
+
+@pytest.mark.parametrize("text", [bytearray(b"hi"), memoryview(b"hi")])
+def test_bytes_in_disguise_are_no_token_ids(vocab, text):
+    with pytest.raises(errors.InvalidArgumentError, match="is text"):
+        vocab.as_tokens(text)

@@ -169,6 +169,25 @@ class TestAsyncio:
             assert done == [True]
             assert close(vector, llm.embed("no way"))
 
+    def test_abort(self, llama):
+        with Llama(llama("llama").model, n_threads=1) as llm:
+            raised = []
+
+            def work():
+                try:
+                    llm.embed(TEXTS * 3000)
+                except BaseException as error:
+                    raised.append(error)
+
+            llm.abort()  # nothing is running: nothing happens
+            thread = threading.Thread(target=work)
+            thread.start()
+            while thread.is_alive():
+                llm.abort()
+                thread.join(0.05)
+            assert [type(error) for error in raised] == [errors.DecodeAborted]
+            assert close(llm.embed("no way"), llm.embed(["no way"])[0])
+
     def test_an_abort_that_comes_late_ends_nobody_else(self, own):
         from pyllm.embedding.embedder import Job
 
@@ -242,6 +261,10 @@ class TestIterEmbed:
                 bert.iter_embed(TEXTS, **arguments)
         with pytest.raises(errors.InvalidArgumentError, match="into a list"):
             bert.iter_embed("no way")
+        for texts in (5, {"a": "b"}):
+            with pytest.raises(errors.InvalidArgumentError, match="several texts in any iterable"):
+                bert.iter_embed(texts)
+        assert len(next(bert.iter_embed(TEXTS, block_size=np.int64(3)))) == 3
 
 
 def test_memory_is_flat(tiny_models):

@@ -135,6 +135,8 @@ def test_by_embedding_is_asked_for_and_never_taken_silently(bert, writer):
         (None, ["a"], {}, "the query must be str or bytes, not NoneType"),
         ("a", "b", {}, "several texts"),
         ("a", ["b", 3], {}, "document 1 must be str or bytes, not int"),
+        ("a", 5, {}, "documents must be several texts, not int"),
+        ("a", {"b": "c"}, {}, "documents must be several texts, not dict"),
         ("a", ["b"], {"top_n": 0}, "top_n must be an integer of at least 1, not 0"),
         ("a", ["b"], {"top_n": True}, "top_n"),
         ("a", ["b"], {"by": "magic"}, "by='magic' is not one of"),

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 
+import programs
 import pytest
 from hub.fake_hub import Hub
 
@@ -27,25 +26,25 @@ def server():
 
 
 @pytest.fixture
-def pyllm(server, cache, tmp_path):
+def pyllm(server, cache, tmp_path, monkeypatch):
     """Runs the program; returns its exit code, what it printed, and what it said on stderr."""
     environment = {
-        **os.environ,
         "HF_ENDPOINT": server.url,
         "HF_HUB_CACHE": str(tmp_path / "hf"),
+        "HF_TOKEN_PATH": str(tmp_path / "no-token"),
         "OLLAMA_MODELS": str(tmp_path / "ollama"),
         "NO_PROXY": "127.0.0.1,localhost",
         "no_proxy": "127.0.0.1,localhost",
         "COLUMNS": "200",
     }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
-        environment.pop(name, None)
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        command = [sys.executable, "-m", "pyllm", *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, cwd=tmp_path, stdin=subprocess.DEVNULL
-        )
+        done = programs.invoke(*arguments)
         return done.returncode, done.stdout, done.stderr
 
     return run
@@ -89,3 +88,15 @@ def test_mistakes_are_one_line(pyllm):
 def test_a_model_that_is_not_here_needs_a_yes(pyllm):
     code, _, err = pyllm("inspect", "owner/tiny-GGUF:Q8_0")
     assert code == 1 and "run `pyllm pull owner/tiny-GGUF:Q8_0` first, or add --yes" in err
+
+
+def test_a_reference_alone_is_the_model(pyllm, server, tiny_models, tmp_path):
+    server.add("owner/real-GGUF", {"real-Q8_0.gguf": tiny_models["llama"].read_bytes()})
+    done = programs.invoke("run", "owner/real-GGUF:Q8_0", "-n", "2", "-t", "1", "--json", "--yes", input="the number")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"].endswith("real-Q8_0.gguf")
+    # A folder of the owner's name here does not hide what hf: names.
+    (tmp_path / "owner").mkdir()
+    pyllm("rm", "hf:owner/real-GGUF")
+    done = programs.invoke("tokenize", "hf:owner/real-GGUF:Q8_0", "the number", "--ids", "--yes")
+    assert done.returncode == 0, done.stderr

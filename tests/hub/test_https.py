@@ -13,7 +13,7 @@ import pytest
 
 from pyllm import hub
 from pyllm.errors import ChecksumError, DownloadError, InvalidArgumentError, ModelNotFoundError
-from pyllm.hub import transfer
+from pyllm.hub import https, transfer
 
 DATA = b"GGUF" + hashlib.shake_256(b"web").digest(300_000)
 DIGEST = hashlib.sha256(DATA).hexdigest()
@@ -100,6 +100,26 @@ def test_an_ended_pull_is_gone_on_with(web, reference):
     assert int(asked["Range"].removeprefix("bytes=").removesuffix("-")) > 100_000
     assert "If-Range" in asked
     assert reports[0][0] > 100_000 and reports[0][1] == len(DATA)
+
+
+@pytest.mark.parametrize("digest", ["", f"#sha256={DIGEST}"])
+def test_all_of_it_was_there_when_a_pull_was_killed(web, digest, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def die(*_):
+        raise Killed
+
+    reference = f"{web.url}/models/x.gguf{digest}"
+    with monkeypatch.context() as patch:
+        patch.setattr(https, "digest_of", die)
+        patch.setattr(https, "check_digest", die)
+        with pytest.raises(Killed):
+            hub.pull(reference)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hub.UnverifiedModelWarning)
+        assert hub.pull(reference).read_bytes() == DATA
+    assert web.sent["/models/x.gguf"] == len(DATA)
 
 
 def test_a_file_that_changed_meanwhile_starts_anew(web, reference):
@@ -203,6 +223,63 @@ def test_parts_are_all_fetched(web):
         hub.resolve(reference, download=False)
 
 
+def test_parts_of_an_ended_pull_are_not_fetched_again_and_not_seen(web, cache):
+    parts = [b"GGUF" + bytes([n]) * 30_000 for n in range(3)]
+    names = [f"/m/y-0000{n}-of-00003.gguf" for n in (1, 2, 3)]
+    web.files.update(dict(zip(names[:2], parts, strict=False)))
+    reference = f"{web.url}{names[0]}#sha256={hashlib.sha256(parts[0]).hexdigest()}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", hub.UnverifiedModelWarning)
+        with pytest.raises(DownloadError, match="y-00003-of-00003"):
+            hub.pull(reference)
+        assert list((cache / "url").rglob("*.gguf")) == []
+        web.files[names[2]] = parts[2]
+        path = hub.pull(reference)
+    assert [file.read_bytes() for file in sorted(path.parent.glob("*.gguf"))] == parts
+    assert [web.sent[name] for name in names] == [30_004] * 3
+    assert list((cache / ".work").glob("url-*/")) == []
+
+
+@pytest.mark.parametrize("data", [b"", b"GG"])
+def test_what_ends_at_once_is_no_model(web, data):
+    web.files["/models/x.gguf"] = data
+    with pytest.raises(DownloadError, match=f"ends after {len(data)} bytes"):
+        hub.pull(f"{web.url}/models/x.gguf")
+
+
+def test_a_length_that_is_no_number(web, reference):
+    def answer(request, path):
+        request.send_response(200)
+        request.send_header("Content-Length", "many")
+        request.end_headers()
+        request.wfile.write(DATA)
+
+    web.answer = answer
+    assert hub.pull(reference).read_bytes() == DATA
+
+
+def test_addresses_with_letters_of_all_alphabets(web):
+    web.files["/modèles/größe 1.gguf"] = DATA
+    path = hub.pull(f"{web.url}/modèles/größe 1.gguf#sha256={DIGEST}")
+    assert path.name == "größe 1.gguf" and path.read_bytes() == DATA
+    quoted = hub.pull(f"{web.url}/mod%C3%A8les/gr%C3%B6%C3%9Fe%201.gguf#sha256={DIGEST}")
+    assert quoted.read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("https://[::1/x.gguf", InvalidArgumentError),
+        ("https://127.0.0.1:port/x.gguf", DownloadError),
+        ("https:///x.gguf", DownloadError),
+        ("https://", DownloadError),
+    ],
+)
+def test_addresses_that_are_none(given, error):
+    with pytest.raises(error, match=r"no (web )?address"):
+        hub.resolve(given)
+
+
 @pytest.mark.parametrize("fragment", ["#sha256=abc", "#md5=" + "0" * 32, "#" + "0" * 64])
 def test_digests_that_are_none(fragment):
     with pytest.raises(InvalidArgumentError, match="64 hexadecimal digits"):
@@ -223,6 +300,9 @@ def test_redirects_to_unencrypted_addresses_and_other_schemes(web):
     web.redirects["/b.gguf"] = "ftp://example.com/x.gguf"
     with pytest.raises(DownloadError, match="not a web address"):
         hub.pull(f"{web.url}/b.gguf#sha256={DIGEST}")
+    web.redirects["/d.gguf"] = "https://[::1/x.gguf"
+    with pytest.raises(DownloadError, match="leads to none"):
+        hub.pull(f"{web.url}/d.gguf#sha256={DIGEST}")
     web.redirects["/c.gguf"] = "/models/x.gguf"
     assert hub.pull(f"{web.url}/c.gguf#sha256={DIGEST}").read_bytes() == DATA
 
@@ -264,7 +344,9 @@ def test_a_record_that_lies_is_not_believed(web, reference):
     path = hub.pull(reference)
     record = path.with_name("x.gguf.json")
     fields = json.loads(record.read_text())
-    record.write_text(json.dumps({**fields, "size": 5}))
-    with pytest.raises(ModelNotFoundError):
-        hub.resolve(reference, download=False)
+    for wrong in ({**fields, "size": 5}, {**fields, "alias": 5}, {**fields, "packages": [1]}, [], {}, 7):
+        record.write_text(json.dumps(wrong))
+        with pytest.raises(ModelNotFoundError):
+            hub.resolve(reference, download=False)
+        assert not [model for model in hub.list_models() if model.path == path]
     assert hub.pull(reference).read_bytes() == DATA

@@ -318,6 +318,16 @@ def test_remove_keeps_what_others_put_there(server, hf):
     assert Path(card).read_bytes() == b"a card"
 
 
+def test_a_name_that_speaks_of_too_many_parts(server, hf):
+    path = hub.pull(f"{REPO}:Q8_0")
+    odd = path.with_name("tiny-Q2_K-00001-of-99999.gguf")
+    odd.write_bytes(b"GGUF")
+    assert f"{REPO}:Q8_0" in [model.alias for model in hub.list_models()]
+    server.add(REPO, {odd.name: model_bytes("odd")})
+    with pytest.raises(DownloadError, match="99,999 parts"):
+        hub.pull(REPO)
+
+
 def test_a_question_is_asked_with_size_and_licence(server):
     asked = []
 
@@ -325,7 +335,7 @@ def test_a_question_is_asked_with_size_and_licence(server):
         asked.append(offer)
         return False
 
-    with pytest.raises(ModelNotFoundError, match=f"pyllm pull {REPO}:Q8_0"):
+    with pytest.raises(ModelNotFoundError, match=f"pyllm pull hf:{REPO}:Q8_0"):
         hub.resolve(f"hf:{REPO}:Q8_0", download=ask)
     assert [(offer.alias, offer.licence, offer.download_size) for offer in asked] == [
         (f"{REPO}:Q8_0", "apache-2.0", 100_004)

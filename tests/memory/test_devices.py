@@ -78,6 +78,8 @@ assert 4096 < fitted.n_ctx < 16384 and fitted.n_gpu_layers == -1, fitted
 assert fitted.estimate.devices[0].used <= (whole + small) // 2
 fitted = memory.fit(path, n_ctx=16384, budget={"FAKE0": (whole + small) // 2})
 assert fitted.n_ctx == 16384 and 0 < fitted.n_gpu_layers < 9, fitted
+again = memory.fit(path, n_ctx=0, budget={"FAKE0": (whole + small) // 2})
+assert again.arguments == fitted.arguments, again
 assert fitted.estimate.devices[0].used <= (whole + small) // 2
 with Llama(path, n_threads=1, **fitted.arguments) as llm:
     llm("the", max_tokens=3)
@@ -157,10 +159,11 @@ else:
 lines.clear()
 memory.estimate(path)
 assert lines
-for wrong in ([-1], [0] * 1000):
+for wrong in (dict(margins=[-1]), dict(margins=[0] * 1000), dict(margins=[0.5]), dict(margins=[0], n_ctx_min=1.5),
+              dict(margins=[0], n_ctx_min=-1)):
     try:
-        fit_params(path, margins=wrong)
-    except errors.InvalidArgumentError:
+        fit_params(path, **wrong)
+    except (errors.InvalidArgumentError, TypeError):
         pass
     else:
         raise SystemExit("no error")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 
 from pyllm import Llama, errors, host_memory, loading, memory
@@ -74,6 +75,14 @@ def test_fit_gives_arguments_for_a_llama(path):
         assert llm.context.n_ctx == 512
 
 
+def test_a_context_of_0_is_the_trained_length_and_must_fit(path):
+    trained = memory.estimate(path)
+    assert memory.fit(path, n_ctx=0, budget=np.int64(trained.total)).n_ctx == trained.n_ctx
+    with pytest.raises(errors.InsufficientMemoryError, match=f"{trained.n_ctx:,} tokens"):
+        memory.fit(path, n_ctx=0, n_ctx_min=256, budget=trained.total - 1)
+    assert memory.fit(path, n_ctx_min=256, budget=trained.total - 1).n_ctx < trained.n_ctx
+
+
 def test_fit_says_what_would_fit(path):
     budget = memory.estimate(path, n_ctx=4096).total
     with pytest.raises(errors.InsufficientMemoryError, match=r"65,536 tokens.*n_ctx=\d+") as caught:
@@ -87,7 +96,7 @@ def test_fit_says_what_would_fit(path):
         memory.fit(path, budget=1000)
 
 
-@pytest.mark.parametrize("budget", [-1, 1.5, {"host": "all"}, {"CUDA9": 5}])
+@pytest.mark.parametrize("budget", [-1, 1.5, True, {"host": "all"}, {"CUDA9": 5}])
 def test_budgets_that_are_none(path, budget):
     with pytest.raises(errors.InvalidArgumentError, match="budget"):
         memory.fit(path, budget=budget)
@@ -188,6 +197,18 @@ def test_sizes_that_are_none_are_the_context_s_to_refuse(path):
     for n_ctx in (-1, 1 << 31):
         with pytest.raises(errors.InvalidArgumentError, match="n_ctx"):
             Llama(path, n_ctx=n_ctx)
+    for name in ("n_ctx", "n_ubatch", "n_seq_max"):
+        for value, error in (("many", TypeError), (1.5, TypeError), (-1, errors.InvalidArgumentError)):
+            with pytest.raises(error):
+                Llama(path, **{"n_ctx": 256, name: value})
+    with pytest.raises(errors.InsufficientMemoryError):
+        Llama(path, n_ctx=np.int64(1 << 30))
+
+
+def test_estimate_without_a_size_is_for_the_trained_length(path):
+    sizes = [memory.estimate(path, **arguments).n_ctx for arguments in ({}, {"n_ctx": 0}, {"n_ctx": None})]
+    with Model(path) as model:
+        assert sizes == [model.n_ctx_train] * 3
 
 
 def test_missing_part_is_named(tiny_models, tmp_path):

@@ -100,6 +100,13 @@ def test_this_machine():
         assert abs(found.available - psutil.virtual_memory().available) < GIB
 
 
+@pytest.mark.parametrize("text", ["", "MemTotal: 5 kB\n", "MemTotal: x kB\nMemAvailable: y kB\n", "\xff\n"])
+def test_a_kernel_that_says_less(tmp_path, monkeypatch, text):
+    (tmp_path / "meminfo").write_text(text, encoding="latin-1")
+    monkeypatch.setitem(host_memory._READERS, sys.platform, lambda: host_memory._linux(tmp_path / "meminfo"))
+    assert host_memory.host_memory() == host_memory.HostMemory(None, None)
+
+
 def test_unknown_system_says_nothing(monkeypatch):
     monkeypatch.setattr(sys, "platform", "plan9")
     assert host_memory.host_memory() == host_memory.HostMemory(None, None)

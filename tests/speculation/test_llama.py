@@ -115,6 +115,30 @@ def test_the_memory_is_right_afterwards(pair):
     assert texts[0] == texts[1]
 
 
+def test_chats_report_it(pair):
+    plain, drafting = pair
+    messages = [{"role": "user", "content": TEXT}]
+    want = plain.create_chat_completion(messages, temperature=0, max_tokens=40)
+    got = drafting.create_chat_completion(messages, temperature=0, max_tokens=40)
+    assert got.text == want.text and want.speculation is None
+    streamed = list(drafting.stream_chat(messages, temperature=0, max_tokens=40))[-1].completion
+    for completion in (got, streamed):
+        assert 0 <= completion.speculation.accepted <= completion.speculation.drafted > 0
+
+
+def test_a_stream_that_is_left_after_a_close(tiny_models):
+    """What is still open then ends without a word: an error in its end would be nobody's."""
+    for more in ({"speculative": NGRAM}, {"draft": tiny_models["llama"], "speculative": DRAFT}):
+        for leave in (lambda stream: stream.close(), lambda stream: None):
+            llm = Llama(tiny_models["llama"], **EXACT, **more)
+            stream = llm.stream(TEXT, temperature=0, max_tokens=50)
+            for _ in range(12):
+                next(stream)
+            llm.close()
+            leave(stream)
+            del stream
+
+
 def test_per_call(tiny_models):
     with Llama(tiny_models["llama"], **EXACT) as llm:
         want = llm(TEXT, temperature=0, max_tokens=50)
@@ -167,6 +191,8 @@ def test_models_that_cannot(tiny_models):
         Llama(tiny_models["t5"], n_ctx=256, speculative="ngram")
     with Llama(tiny_models["t5"], n_ctx=256, n_threads=1) as llm, pytest.raises(errors.InvalidArgumentError):
         llm("text", speculative="ngram")
+    with pytest.raises(errors.InvalidArgumentError, match="with embeddings=True nothing can be guessed"):
+        Llama(tiny_models["llama"], n_ctx=256, speculative="ngram", embeddings=True)
     with Model(tiny_models["llama"]) as model, pytest.raises(errors.InvalidArgumentError, match="draft for itself"):
         Llama(model, n_ctx=256, draft=model)
 
@@ -259,6 +285,9 @@ def test_prompts_longer_than_a_batch(tiny_models):
 def test_params():
     assert SpeculationParams(types="ngram-mod") == SpeculationParams(types=("ngram-mod",))
     assert hash(SpeculationParams(types=["ngram-mod"]))
+    for types in (5, [["ngram-mod"]], {"ngram-mod"}, b"ngram-mod"):
+        with pytest.raises(errors.InvalidArgumentError, match="types must be the name of a way to draft"):
+            SpeculationParams(types=types)
 
 
 @pytest.mark.parametrize("arch", ["mamba", "jamba", "gemma3"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
 import re
 
 import numpy as np
@@ -107,6 +109,17 @@ def test_an_unfinished_text_has_no_value(llm):
     answer = llm("Hello", json_schema=SCHEMA, max_tokens=2, seed=1)
     assert answer.finish_reason == "length" and answer.parsed is None
     assert llm("Hello", max_tokens=2).parsed is None
+    for ended in ({"stopping_criteria": lambda ids, logits: True}, {"stop": '"'}):
+        answer = llm("Hello", json_schema=SCHEMA, seed=1, **ended)
+        assert answer.finish_reason == "stop" and answer.parsed is None
+
+
+@pytest.mark.parametrize("form", [{"json_schema": SCHEMA}, {"choices": ["yes", 3]}])
+def test_results_can_be_pickled(llm, form):
+    answer = llm("Hello", seed=1, **form, **HARD)
+    assert answer.parsed is not None
+    for again in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer)):
+        assert again == answer and again.parsed == answer.parsed
 
 
 def test_a_grammar_as_an_object(llm):
@@ -154,3 +167,29 @@ def test_mistakes_are_found_before_anything_is_computed(llm, arguments, error, m
     with pytest.raises(error, match=message):
         llm("Hello", **arguments)
     assert llm.context.decode_id == decodes and capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"choices": 5}, "choices must be a list of texts"),
+        ({"choices": ["\ud800"]}, "half of a surrogate pair"),
+        ({"regex": "\ud800"}, "half of a surrogate pair"),
+        ({"grammar": 'root ::= "\ud800"'}, "half of a surrogate pair"),
+        ({"json_schema": {"type": "string", "pattern": "\ud800"}}, "half of a surrogate pair"),
+        ({"json_schema": {"enum": ["a"], "minLength": "x"}}, "a keyword has a value that it cannot have"),
+        ({"json_schema": {"enum": ["a"], "pattern": "("}}, "is no regular expression"),
+        ({"logit_bias": {5: "a"}}, "logit_bias takes numbers"),
+        ({"logit_bias": {1.5: 1}}, "logit_bias takes numbers"),
+    ],
+)
+def test_what_cannot_be_understood(llm, arguments, message):
+    with pytest.raises(errors.PyllmError, match=message):
+        llm("Hello", max_tokens=1, **arguments)
+
+
+def test_triggers_that_are_none():
+    with pytest.raises(errors.InvalidArgumentError, match="trigger_patterns must be texts"):
+        Grammar("root ::= [a]", trigger_patterns=(5,))
+    with pytest.raises(errors.InvalidArgumentError, match="trigger_tokens must be token ids"):
+        Grammar("root ::= [a]", trigger_tokens=("a",))

@@ -99,6 +99,17 @@ SCHEMAS: dict[str, tuple[Any, list[Any], list[Any]]] = {
     "neighbours of a reference": (
         {"$defs": {"n": {"type": "integer"}}, "$ref": "#/$defs/n", "minimum": 7, "description": "big"}, [7, 100], [6],
     ),
+    "a property without a name": (
+        {"type": "object", "properties": {"": {"type": "integer"}, "*": {"const": 2}, "a": {}}, "required": ["a", ""]},
+        [{"": 1, "a": 1, "*": 2}, {"": 1, "a": 1}], [1, {"a": 1}, {"": 1, "a": 1, "*": 3}],
+    ),
+    "constants of an inner form": (
+        {"enum": [[1, "y"], [1], {"a": 1}, {"b": 1}, True, 1],
+         "allOf": [{"type": ["array", "object"], "items": {"$ref": "#/$defs/one"}, "required": ["a"]}],
+         "$defs": {"one": {"type": "integer", "enum": [1]}}},
+        [[1]], [[1, "y"], {"b": 1}, True, 1],
+    ),
+    "true is not one": ({"allOf": [{"enum": [1, 2]}, {"enum": [True, 2]}]}, [2], [1, True]),
     "nullable": ({"type": "boolean", "nullable": True}, [True, None], [1]),
     "pattern": ({"type": "string", "pattern": "^[A-Z]{2}-\\d+$"}, ["AB-12"], ["AB-", "xAB-1"]),
     "pattern somewhere": ({"type": "string", "pattern": "b+"}, ["b", 'a"\nb\\'], ["a"]),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pyllm.compat.llama_cpp.llama_cpp import LLAMA_DEFAULT_SEED
+from pyllm.errors import InvalidArgumentError
 from pyllm.params import unknown_argument
 
 # Arguments of versions long past, which libraries still hand over, with the values that mean nothing.
@@ -20,9 +21,11 @@ _OUTDATED: dict[str, tuple[Any, ...]] = {
     "device": (None,),
     "cache": (None, False),
     "lora_base": (None,),
-    "numa": (False, 0, None),
     "spm_infill": (False, None),
 }
+
+# ggml's strategies by number.
+_NUMA = ("disabled", "distribute", "isolate", "numactl", "mirror")
 
 #: By their names there: what :class:`pyllm.Llama` calls them, and the value that stands for llama.cpp's own choice.
 _RENAMED: dict[str, tuple[str, Any]] = {
@@ -72,6 +75,21 @@ def seed_of(seed: int | None) -> int | None:
     return None if seed is None or seed in (-1, LLAMA_DEFAULT_SEED) else int(seed)
 
 
+def numa_strategy(numa: bool | int | None) -> str | None:
+    """The name of a strategy of ggml's; None where nothing is to be spread.
+
+    Raises:
+        InvalidArgumentError: There is no strategy of that number.
+    """
+    if not numa:
+        return None
+    if numa is True:
+        return "distribute"
+    if not isinstance(numa, int) or not 0 < numa < len(_NUMA):
+        raise InvalidArgumentError(f"numa must be True, False or from 0 to {len(_NUMA) - 1}, not {numa!r}")
+    return _NUMA[numa]
+
+
 def llama_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of :class:`pyllm.Llama`; those that stand for llama.cpp's own choice are left out."""
     arguments = {
@@ -101,4 +119,4 @@ def llama_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-__all__ = ["llama_arguments", "outdated", "seed_of"]
+__all__ = ["llama_arguments", "numa_strategy", "outdated", "seed_of"]

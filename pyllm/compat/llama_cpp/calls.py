@@ -123,23 +123,35 @@ def tools_of(given: Mapping[str, Any]) -> tuple[list[dict[str, Any]] | None, Any
     if tools and functions:
         raise InvalidArgumentError("give tools or functions, not both")
     if functions:
-        tools = [{"type": "function", "function": dict(function)} for function in functions]
+        tools = [{"type": "function", "function": function} for function in functions]
         choice = {"type": "function", "function": dict(call)} if isinstance(call, Mapping) else call
     if not tools:
         return None, None, False
-    names = [tool["function"]["name"] for tool in tools]
+    names = [_tool_name(tool, f"{'functions' if functions else 'tools'}[{i}]") for i, tool in enumerate(tools)]
     if isinstance(choice, Mapping):
         # Only the name is wanted; some hand over the whole tool.
-        choice = {"type": "function", "function": {"name": choice["function"]["name"]}}
+        name = _tool_name(choice, "function_call" if functions else "tool_choice")
+        choice = {"type": "function", "function": {"name": name}}
     elif isinstance(choice, str) and choice in names and choice not in ("auto", "none", "required"):
         choice = {"type": "function", "function": {"name": choice}}
     return list(tools), choice, bool(functions)
+
+
+def _tool_name(tool: Any, where: str) -> str:
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if not isinstance(name, str):
+        said = function if where.startswith("function") else tool
+        raise InvalidArgumentError(f"{where} must be a dict that has the name of a function, not {said!r}")
+    return name
 
 
 def response_format_of(value: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """A response format as OpenAI has it: a schema beside "json_object" is one of "json_schema"."""
     if value is None:
         return None
+    if not isinstance(value, Mapping):
+        raise InvalidArgumentError(f'response_format must be a dict like {{"type": "json_object"}}, not {value!r}')
     form = dict(value)
     if form.get("type") == "json_object" and form.get("schema"):
         return {"type": "json_schema", "json_schema": {"name": "schema", "schema": form["schema"]}}

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import fnmatch
-import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 import pyllm
+from pyllm import hub
 from pyllm.compat.llama_cpp import llama_cpp as api
-from pyllm.compat.llama_cpp.arguments import llama_arguments, outdated, seed_of
-from pyllm.compat.llama_cpp.calls import (
-    call_arguments,
-    chat_dict,
-    chat_messages,
-    completion_dict,
-    response_format_of,
-    tools_of,
-)
-from pyllm.compat.llama_cpp.evaluation import Evaluation
-from pyllm.compat.llama_cpp.llama_cache import BaseLlamaCache, common_prefix
-from pyllm.compat.llama_cpp.llama_grammar import LlamaGrammar
+from pyllm.compat.llama_cpp.arguments import llama_arguments, numa_strategy, outdated, seed_of
+from pyllm.compat.llama_cpp.chats import Chats
+from pyllm.compat.llama_cpp.llama_cache import BaseLlamaCache
 from pyllm.compat.llama_cpp.llama_speculative import LlamaDraftModel, LlamaPromptLookupDecoding
 from pyllm.compat.llama_cpp.llama_tokenizer import BaseLlamaTokenizer, LlamaTokenizer
+from pyllm.compat.llama_cpp.pretrained import fetch
 from pyllm.compat.llama_cpp.processors import (
     LogitsProcessor,
     LogitsProcessorList,
@@ -38,13 +26,14 @@ from pyllm.compat.llama_cpp.processors import (
     StoppingCriteriaList,
 )
 from pyllm.compat.llama_cpp.state import LlamaState
+from pyllm.core import backend
 from pyllm.core.model import Model
-from pyllm.errors import ClosedError, InvalidArgumentError, MissingDependencyError
+from pyllm.errors import ClosedError, InvalidArgumentError
 
 _POOLING = {0: "none", 1: "mean", 2: "cls", 3: "last", 4: "rank"}
 
 
-class Llama(Evaluation):
+class Llama(Chats):
     """A model and its context, as llama-cpp-python has them, on a :class:`pyllm.Llama`.
 
     Threads may share it: a call waits until the one before it is done.
@@ -63,6 +52,8 @@ class Llama(Evaluation):
         chat_handler: A function that answers chats instead.
         draft_model: Guesses tokens that the model then checks several at once.
         tokenizer: A tokenizer in place of the model's own.
+        numa: How threads are spread over NUMA nodes, for the whole process: a number of ggml's strategies, or True for
+            "distribute".
         verbose: Whether llama.cpp's log is written to stderr.
         embedding: Accepted; embeddings can be computed in any case.
         **legacy: Arguments of older versions, which are accepted where they mean nothing.
@@ -122,14 +113,21 @@ class Llama(Evaluation):
         tokenizer: BaseLlamaTokenizer | None = None,
         type_k: int | None = None,
         type_v: int | None = None,
+        numa: bool | int | None = False,
         verbose: bool = False,
         **legacy: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name not in ("self", "legacy", "__class__")}
         self._given = {**given, **legacy}
         outdated(legacy, [name for name in given if name != "model_path"])
+        if chat_format is not None and chat_handler is None:
+            from pyllm.compat.llama_cpp.llama_chat_format import get_chat_completion_handler
+
+            get_chat_completion_handler(chat_format)  # a wrong name is an error now
         if verbose:
             _show_log()
+        if strategy := numa_strategy(numa):
+            backend.numa_init(strategy)
         self.model_path = os.fspath(model_path)
         self.verbose = verbose
         self.last_n_tokens_size = last_n_tokens_size
@@ -139,7 +137,7 @@ class Llama(Evaluation):
         self.cache: BaseLlamaCache | None = None
         self._llm: pyllm.Llama | None = None
         if vocab_only:
-            self.core_model = Model(self.model_path, vocab_only=True)
+            self.core_model = Model(hub.resolve(model_path), vocab_only=True)
         else:
             arguments = llama_arguments(given)
             if isinstance(draft_model, LlamaPromptLookupDecoding):
@@ -154,10 +152,6 @@ class Llama(Evaluation):
         self.chat_format = chat_format
         self.chat_handler = chat_handler
         self._chat_handlers: dict[str, Any] = {}
-        if chat_format is not None and chat_handler is None:
-            from pyllm.compat.llama_cpp.llama_chat_format import get_chat_completion_handler
-
-            get_chat_completion_handler(chat_format)  # a wrong name is an error now
 
     # ---- the objects behind it
 
@@ -256,10 +250,6 @@ class Llama(Evaluation):
         self._seed = self.llm.seed = seed_of(seed)
         self._chain = None
 
-    def set_cache(self, cache: BaseLlamaCache | None) -> None:
-        """Keep what completions compute, and begin with what has been computed already; None: no more."""
-        self.cache = cache
-
     # ---- text and tokens
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
@@ -290,223 +280,6 @@ class Llama(Evaluation):
         if self.core_model.closed:
             raise ClosedError("the Llama is closed")
 
-    # ---- completions
-
-    def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        suffix: str | None = None,
-        max_tokens: int | None = 16,
-        temperature: float = 0.8,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        logprobs: int | None = None,
-        echo: bool = False,
-        stop: str | Sequence[str] | None = None,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        repeat_penalty: float = 1.0,
-        top_k: int = 40,
-        stream: bool = False,
-        seed: int | None = None,
-        tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
-        model: str | None = None,
-        stopping_criteria: Any = None,
-        logits_processor: Any = None,
-        grammar: LlamaGrammar | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        **more: Any,
-    ) -> Any:
-        """Continue a prompt. Calling the Llama is the same.
-
-        Args:
-            max_tokens: Tokens at most; None, 0 and less: until the text or the context ends.
-            model: What the result calls the model; None: its path.
-            **more: Every other argument of :meth:`pyllm.Llama.create_completion`.
-
-        The other arguments are those of :meth:`pyllm.Llama.create_completion`.
-
-        Returns:
-            A dict in the shape of OpenAI's API; with `stream` an iterator of such dicts.
-
-        Raises:
-            InvalidArgumentError: The prompt is longer than the context, or an argument is out of range.
-            UnknownArgumentError: There is no such argument.
-        """
-        given = {name: value for name, value in locals().items() if name not in ("self", "more")}
-        arguments = call_arguments(given, {"repeat_last_n": self.last_n_tokens_size, **more})
-        for name in ("suffix", "logprobs", "echo"):
-            if given[name] is not None:
-                arguments.setdefault(name, given[name])
-        text: Any = prompt
-        if isinstance(prompt, str) and self._has_own_tokenizer:
-            text = self.tokenize(prompt.encode(), add_bos=True, special=True)
-        elif not isinstance(prompt, (str, bytes)):
-            text = list(prompt)
-        name = self.model_path if model is None else model
-        self._recall(text)
-        if stream:
-            return self._streamed(self.llm.stream(text, **arguments), name)
-        result = self.llm.create_completion(text, **arguments)
-        self._done()
-        return completion_dict(result, name)
-
-    __call__ = create_completion
-
-    def _streamed(self, chunks: Iterator[Any], name: str) -> Iterator[dict[str, Any]]:
-        try:
-            for chunk in chunks:
-                shaped = completion_dict(chunk, name)
-                shaped.pop("usage", None)  # chunks have none there
-                yield shaped
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
-            self._done()
-
-    def _recall(self, prompt: Any) -> None:
-        """Begin with a state of the cache if it has more of the prompt than the context."""
-        if self.cache is None:
-            return
-        ids = self.llm.tokenize(prompt) if isinstance(prompt, (str, bytes)) else prompt
-        wanted = np.asarray(ids, np.int64)
-        try:
-            state = self.cache[tuple(wanted.tolist())]
-        except KeyError:
-            return
-        self._follow()
-        if common_prefix(wanted, state.input_ids) > common_prefix(wanted, self._tokens):
-            self.load_state(state)
-
-    def _done(self) -> None:
-        """Take over what a completion has computed."""
-        if self.llm.context.closed:
-            return
-        with self._guard:
-            self._follow()
-            if self.cache is not None and len(self._tokens):
-                self.cache[tuple(self._tokens.tolist())] = self.save_state()
-
-    # ---- chats
-
-    def create_chat_completion(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        functions: Sequence[Mapping[str, Any]] | None = None,
-        function_call: Any = None,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        tool_choice: Any = None,
-        temperature: float = 0.2,
-        top_p: float = 0.95,
-        top_k: int = 40,
-        min_p: float = 0.05,
-        typical_p: float = 1.0,
-        stream: bool = False,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        max_tokens: int | None = None,
-        presence_penalty: float = 0.0,
-        frequency_penalty: float = 0.0,
-        repeat_penalty: float = 1.0,
-        tfs_z: float = 1.0,
-        mirostat_mode: int = 0,
-        mirostat_tau: float = 5.0,
-        mirostat_eta: float = 0.1,
-        model: str | None = None,
-        logits_processor: Any = None,
-        grammar: LlamaGrammar | None = None,
-        logit_bias: Mapping[int, float] | None = None,
-        logprobs: bool | None = None,
-        top_logprobs: int | None = None,
-        **more: Any,
-    ) -> Any:
-        """Answer the last message of a chat.
-
-        Args:
-            functions: Tools, as they were called before.
-            function_call: Which of them.
-            model: What the result calls the model; None: its path.
-            **more: Every other argument of :meth:`pyllm.Llama.create_chat_completion`, `chat_template_kwargs` and
-                `enable_thinking` for example.
-
-        The other arguments are those of :meth:`pyllm.Llama.create_chat_completion`.
-
-        Returns:
-            A dict in the shape of OpenAI's API; with `stream` an iterator of such dicts.
-
-        Raises:
-            InvalidArgumentError: Messages or arguments are not what they must be.
-            UnknownArgumentError: There is no such argument.
-        """
-        given = {name: value for name, value in locals().items() if name not in ("self", "more")}
-        handler = self.chat_handler
-        if handler is None and self.chat_format is not None:
-            from pyllm.compat.llama_cpp.llama_chat_format import get_chat_completion_handler
-
-            handler = self._chat_handlers.get(self.chat_format) or get_chat_completion_handler(self.chat_format)
-        if handler is not None:
-            return handler(llama=self, **given, **more)
-        return self.answer(given, more)
-
-    def answer(self, given: Mapping[str, Any], more: Mapping[str, Any]) -> Any:
-        """As :meth:`create_chat_completion`, by the template in the file or one in `more`.
-
-        Args:
-            given: Arguments by their names there.
-            more: Arguments by pyllm's names.
-        """
-        arguments = call_arguments(given, {"repeat_last_n": self.last_n_tokens_size, **more})
-        tools, choice, functions = tools_of(given)
-        if tools is not None:
-            arguments["tools"] = tools
-            if choice is not None:
-                arguments["tool_choice"] = choice
-        form = response_format_of(given.get("response_format"))
-        if form is not None:
-            arguments["response_format"] = form
-        if given.get("logprobs"):
-            arguments["logprobs"] = True
-            if given.get("top_logprobs") is not None:
-                arguments["top_logprobs"] = given["top_logprobs"]
-        messages = chat_messages(given["messages"])
-        name = self.model_path if given.get("model") is None else str(given["model"])
-        if given.get("stream"):
-            chunks = self.llm.create_chat_completion(messages, stream=True, **arguments)
-            return self._streamed_answer(chunks, name, functions)
-        result = self.llm.create_chat_completion(messages, **arguments)
-        self._done()
-        return chat_dict(result, name, functions=functions)
-
-    def _streamed_answer(self, chunks: Any, name: str, functions: bool) -> Iterator[dict[str, Any]]:
-        try:
-            for chunk in chunks:
-                shaped = chat_dict(chunk, name, functions=functions)
-                shaped.pop("usage", None)
-                if shaped["choices"]:
-                    yield shaped
-        finally:
-            close = getattr(chunks, "close", None)
-            if close is not None:
-                close()
-            self._done()
-
-    def create_chat_completion_openai_v1(self, *args: Any, **kwargs: Any) -> Any:
-        """As :meth:`create_chat_completion`, with the types of the package `openai`."""
-        try:
-            from openai.types.chat import ChatCompletion, ChatCompletionChunk
-        except ImportError as error:
-            raise MissingDependencyError("these types are those of openai: pip install openai") from error
-        result = self.create_chat_completion(*args, **kwargs)
-        if isinstance(result, dict):
-            return ChatCompletion(**result)
-        return (ChatCompletionChunk(**chunk) for chunk in result)
-
     # ---- embeddings
 
     def embed(
@@ -526,14 +299,14 @@ class Llama(Evaluation):
 
         Returns:
             A list of floats, or for several texts a list of these; without pooling a list for each token. With
-            `return_count` a tuple of that and the number of tokens.
+            `return_count` a tuple of that and the number of tokens that were read.
         """
-        vectors = self.llm.embed(input, normalize=bool(normalize), overflow="truncate" if truncate else "error")
-        lists = vectors.tolist() if isinstance(vectors, np.ndarray) else [vector.tolist() for vector in vectors]
-        if not return_count:
-            return lists
-        texts = [input] if isinstance(input, str) else list(input)
-        return lists, sum(len(self.tokenize(text.encode(), special=True)) for text in texts)
+        vectors, count, alone = self.llm._embedded(
+            input, normalize=bool(normalize), overflow="truncate" if truncate else "error"
+        )
+        lists = [vector.tolist() for vector in vectors]
+        shaped = lists[0] if alone else lists
+        return (shaped, count) if return_count else shaped
 
     def create_embedding(self, input: str | Sequence[str], model: str | None = None) -> dict[str, Any]:
         """Vectors of texts, as a dict in the shape of OpenAI's API."""
@@ -574,33 +347,10 @@ class Llama(Evaluation):
             MissingDependencyError: huggingface_hub is not installed.
             InvalidArgumentError: No file fits, or several do.
         """
-        try:
-            hub: Any = importlib.import_module("huggingface_hub")
-        except ImportError as error:
-            raise MissingDependencyError('from_pretrained needs huggingface_hub: pip install "pyllm[hf]"') from error
-        files = [sibling.rfilename for sibling in hub.HfApi().model_info(repo_id).siblings or ()]
-        names = [_the_one(files, pattern, repo_id) for pattern in (filename or "*.gguf", *(additional_files or ()))]
-        places = {
-            name: os.fspath(folder)
-            for name, folder in (("local_dir", local_dir), ("cache_dir", cache_dir))
-            if folder is not None
-        }
-        if places:
-            paths = [Path(hub.hf_hub_download(repo_id, name, **places)) for name in names]
-        else:
-            from pyllm.hub import resolve  # which goes on where a download was cut off
-
-            paths = [resolve(f"hf:{repo_id}/{name}") for name in names]
+        paths = fetch(
+            repo_id, [filename or "*.gguf", *(additional_files or ())], local_dir=local_dir, cache_dir=cache_dir
+        )
         return cls(model_path=paths[0], **kwargs)
-
-
-def _the_one(files: Sequence[str], pattern: str, repo_id: str) -> str:
-    found = [name for name in files if fnmatch.fnmatch(name, pattern)]
-    if len(found) == 1:
-        return found[0]
-    what = "several files fit" if found else "no file fits"
-    choices = ", ".join(found or [name for name in files if name.endswith(".gguf")])
-    raise InvalidArgumentError(f"{what} {pattern!r} in {repo_id}: {choices or 'it has no .gguf files'}")
 
 
 def _or_none(token: int | None) -> int:

@@ -4,6 +4,7 @@
 // whose fault it was, so that chat.pyx can raise an exception of the right class.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <ctime>
@@ -55,17 +56,38 @@ struct chat_inputs {
     double                             now                   = 0;
 };
 
-// How deep brackets are nested in a text: what parses it recurses as often.
+// How deep brackets are nested in JSON, and in JSON that is a text in it: what parses it recurses as often.
 static inline size_t nesting(const std::string & text) {
-    size_t depth = 0, deepest = 0;
+    // A bracket in a text opens nothing, and where texts begin depends on what stands before: all brackets; those outside
+    // of texts; those in texts, if a quotation mark before was none; those outside of texts in a text.
+    size_t depths[4] = { 0, 0, 0, 0 }, deepest = 0, backslashes = 0;
+    bool   in_text = false, in_inner_text = false;
     for (const char c : text) {
-        if (c == '[' || c == '{') {
-            deepest = std::max(deepest, ++depth);
-        } else if ((c == ']' || c == '}') && depth > 0) {
-            --depth;
+        if (c == '"') {
+            if (backslashes % 2 == 0) {
+                in_text       = !in_text;
+                in_inner_text = false;
+            } else if (backslashes % 4 == 1) {
+                in_inner_text = !in_inner_text;
+            }
+        }
+        backslashes         = c == '\\' ? backslashes + 1 : 0;
+        const bool counts[] = { true, !in_text, in_text, !in_inner_text };
+        const bool opens = c == '[' || c == '{', closes = c == ']' || c == '}';
+        for (int i = 0; i < 4 && (opens || closes); ++i) {
+            if (counts[i] && opens) {
+                deepest = std::max(deepest, ++depths[i]);
+            } else if (counts[i] && depths[i] > 0) {
+                --depths[i];
+            }
         }
     }
     return deepest;
+}
+
+// The same of a text that may be anything, with JSON in it: not less than it is.
+static inline size_t brackets(const std::string & text) {
+    return std::count(text.begin(), text.end(), '[') + std::count(text.begin(), text.end(), '{');
 }
 
 // Runs `work` on a stack of its own, in which a template may be rendered. What it throws becomes a status.
@@ -78,6 +100,7 @@ static inline void run_chat(
         renderer   state;
         state.stack      = &here;
         state.stack_size = stack_size;
+        state.max_nesting += depth;
         rendering        = &state;
         try {
             work(fault, state);
@@ -117,9 +140,8 @@ class chat_prompt {
     }
 
     void parse(const std::string & text, bool partial, common_chat_msg & msg, chat_status & status, void (*enter)()) const {
-        const size_t depth = nesting(text);
-        if (depth > SHALLOW) {
-            run_chat(status, CHAT_BAD_ANSWER, depth, enter, [&](int &, renderer &) {
+        if (brackets(text) > SHALLOW && nesting(text) > SHALLOW) {
+            run_chat(status, CHAT_BAD_ANSWER, brackets(text), enter, [&](int &, renderer &) {
                 msg = common_chat_parse(text, partial, parsing);
             });
             return;

@@ -588,14 +588,17 @@ cdef dict _message(const lib.common_chat_msg & msg, list ids):
 
 cdef int _from_message(message, lib.common_chat_msg * msg) except -1:
     cdef lib.common_chat_tool_call call
-    msg.role = b"assistant"
-    msg.content = (message.get("content") or "").encode("utf-8", "replace")
-    msg.reasoning_content = (message.get("reasoning_content") or "").encode("utf-8", "replace")
-    for item in message.get("tool_calls") or ():
-        call.id = (item.get("id") or "").encode("utf-8", "replace")
-        call.name = item["function"]["name"].encode("utf-8", "replace")
-        call.arguments = item["function"]["arguments"].encode("utf-8", "replace")
-        msg.tool_calls.push_back(call)
+    try:
+        msg.role = b"assistant"
+        msg.content = (message.get("content") or "").encode("utf-8", "replace")
+        msg.reasoning_content = (message.get("reasoning_content") or "").encode("utf-8", "replace")
+        for item in message.get("tool_calls") or ():
+            call.id = (item.get("id") or "").encode("utf-8", "replace")
+            call.name = item["function"]["name"].encode("utf-8", "replace")
+            call.arguments = item["function"]["arguments"].encode("utf-8", "replace")
+            msg.tool_calls.push_back(call)
+    except (AttributeError, LookupError, TypeError):
+        raise errors.InvalidArgumentError(f"a message must be one that parse() gave, not {message!r}") from None
     return 0
 
 

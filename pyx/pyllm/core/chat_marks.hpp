@@ -1,41 +1,27 @@
-// Which bytes of a rendered prompt came in with the messages, and limits on what a template may do.
+// Which bytes of a rendered prompt came in with the messages.
 //
 // llama.cpp's Jinja interpreter marks strings that came from outside and carries the marks along, but throws them away
 // when a prompt is done, and some of its functions lose them on the way (split, join, tojson, keys of objects). Here the
 // program of a template is wrapped: its last result is kept with its marks, the marks that get lost are put back, and
-// loops, macros and repetition are counted. What is rendered, and how, stays llama.cpp's business.
+// the limits of chat_limits.hpp are watched. What is rendered, and how, stays llama.cpp's business.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <ctime>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
-// Its classes are told apart by their type_info, which must be the same one here and in llama.cpp's library.
-#ifdef __GNUC__
-#pragma GCC visibility push(default)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#endif
-#include "chat.h"
-#include "jinja/lexer.h"
-#include "jinja/parser.h"
-#include "jinja/runtime.h"
-#include "jinja/value.h"
-#ifdef __GNUC__
-#pragma GCC diagnostic pop
-#pragma GCC visibility pop
-#endif
+#include "chat_limits.hpp"
 
 namespace pyllm {
 
-// ---- one rendered text, and what is kept about a thread that renders
+// ---- one rendered text
 
 struct marked_text {
     std::string text;
@@ -68,52 +54,9 @@ static inline jinja::string unflatten(const marked_text & value) {
     return result;
 }
 
-struct limit_exceeded : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
-static constexpr uint64_t MAX_STEPS   = 1u << 20;   // rounds of loops and calls of macros
-static constexpr size_t   MAX_TEXT    = 64u << 20;  // bytes of one string
-static constexpr size_t   MAX_PARTS   = 1u << 18;   // pieces that it is put together from
-static constexpr int64_t  MAX_RANGE   = 1 << 14;
-static constexpr int64_t  MAX_INDENT  = 1024;
-static constexpr size_t   MAX_NESTING = 512;        // values in values
-
-struct renderer {
-    std::vector<marked_text> renders;  // all of one call: llama.cpp renders a template many times to learn its format
-    std::vector<std::string> names;    // variables that came with the call, beside messages and tools
-    std::time_t              now = 0;  // what the template believes; 0: the clock
-    uint64_t                 steps = 0;
-    std::string              exceeded;  // the limit that was hit: llama.cpp swallows some exceptions
-    const char *             stack = nullptr;
-    size_t                   stack_size = 0;
-
-    [[noreturn]] void stop(const std::string & why) {
-        if (exceeded.empty()) {
-            exceeded = why;
-        }
-        throw limit_exceeded(why);
-    }
-
-    void step() {
-        const char here = 0;
-        if (!exceeded.empty() || ++steps > MAX_STEPS) {
-            stop("the template takes more than " + std::to_string(MAX_STEPS) + " rounds of loops and calls of macros");
-        }
-        if ((size_t) (stack - &here) > stack_size / 2) {
-            stop("the macros of the template call each other too deeply");
-        }
-    }
-};
-
-static thread_local renderer * rendering = nullptr;
-
 // ---- marks on values
 
-static bool has_input(const jinja::value & value, size_t depth = 0) {
-    if (depth > MAX_NESTING) {
-        return true;
-    }
+static bool has_input(const jinja::value & value) {
     if (jinja::is_val<jinja::value_string>(value)) {
         for (const auto & part : value->val_str.parts) {
             if (part.is_input && !part.val.empty()) {
@@ -124,35 +67,32 @@ static bool has_input(const jinja::value & value, size_t depth = 0) {
     }
     if (jinja::is_val<jinja::value_array>(value)) {
         for (const auto & item : value->val_arr) {
-            if (has_input(item, depth + 1)) {
+            if (has_input(item)) {
                 return true;
             }
         }
     } else if (jinja::is_val<jinja::value_object>(value)) {
         for (const auto & item : value->val_obj) {
-            if (has_input(item.first, depth + 1) || has_input(item.second, depth + 1)) {
+            if (has_input(item.first) || has_input(item.second)) {
                 return true;
             }
         }
     } else if (const auto * keyword = jinja::cast_val<jinja::value_kwarg>(value)) {
-        return has_input(keyword->val, depth + 1);
+        return has_input(keyword->val);
     }
     return false;
 }
 
 // Names of arguments are as foreign as their values, and only the values are marked.
-static void mark_keys(const jinja::value & value, size_t depth = 0) {
-    if (depth > MAX_NESTING) {
-        return;
-    }
+static void mark_keys(const jinja::value & value) {
     if (jinja::is_val<jinja::value_array>(value)) {
         for (const auto & item : value->val_arr) {
-            mark_keys(item, depth + 1);
+            mark_keys(item);
         }
     } else if (jinja::is_val<jinja::value_object>(value)) {
         for (const auto & item : value->val_obj) {
             item.first->val_str.mark_input();
-            mark_keys(item.second, depth + 1);
+            mark_keys(item.second);
         }
     }
 }
@@ -212,21 +152,36 @@ static jinja::value input_string(const std::string & text) {
     return jinja::mk_val<jinja::value_string>(jinja::string(text, true));
 }
 
-// A piece cut out of `whole`: it has the marks it had there; in several places, those of all of them.
-static jinja::value cut_from(const marked_text & whole, const std::string & piece) {
-    marked_text result{ piece, std::string(piece.size(), 0) };
-    size_t      at    = piece.empty() ? std::string::npos : whole.text.find(piece);
-    bool        found = piece.empty();
-    for (int tries = 0; at != std::string::npos; at = whole.text.find(piece, at + 1)) {
-        found = true;
-        if (++tries > 64) {
-            return input_string(piece);
-        }
-        for (size_t i = 0; i < piece.size(); ++i) {
-            result.marks[i] |= whole.marks[at + i];
-        }
+// The piece that begins at `begin`, with the marks it has there; where it is another one, all of it counts as input.
+static jinja::value cut_from(const marked_text & whole, size_t begin, const std::string & piece) {
+    if (begin > whole.text.size() || whole.text.compare(begin, piece.size(), piece) != 0) {
+        return input_string(piece);
     }
-    return found ? jinja::mk_val<jinja::value_string>(unflatten(result)) : input_string(piece);
+    return jinja::mk_val<jinja::value_string>(unflatten({ piece, whole.marks.substr(begin, piece.size()) }));
+}
+
+// What split and rsplit give: the pieces stand one after the other, with the delimiter between.
+static jinja::value split_items(const jinja::value & result, const jinja::func_args & args) {
+    const marked_text whole     = flatten(args.get_pos(0)->as_string());
+    const size_t      delimiter = args.count() > 1 ? args.get_pos(1)->as_string().length() : 1;
+    auto              items     = jinja::mk_val<jinja::value_array>();
+    size_t            begin     = 0;
+    for (const auto & item : result->val_arr) {
+        items->push_back(cut_from(whole, begin, item->val_str.str()));
+        begin += item->val_str.length() + delimiter;
+    }
+    return items;
+}
+
+// Where a slice begins, as Python counts; of one that takes not each character, nowhere.
+static size_t slice_begin(const jinja::func_args & args, size_t length) {
+    const auto step = args.get_pos(3, jinja::mk_val<jinja::value_int>(1));
+    if (!jinja::is_val<jinja::value_int>(args.get_pos(1)) || !jinja::is_val<jinja::value_int>(step) || step->as_int() != 1) {
+        return std::string::npos;
+    }
+    const int64_t begin = args.get_pos(1)->as_int();
+    const int64_t size  = (int64_t) length;
+    return (size_t) (begin < 0 ? std::max<int64_t>(size + begin, 0) : std::min(begin, size));
 }
 
 static marked_text replaced(const marked_text & whole, const std::string & old_text, const marked_text & new_text) {
@@ -272,26 +227,24 @@ static marked_text joined_items(const jinja::func_args & args) {
 
 // The result of one of the interpreter's functions, with the marks that it should have.
 static jinja::value remark(const std::string & name, const jinja::value & result, const jinja::func_args & args) {
-    const bool is_string = jinja::is_val<jinja::value_string>(result);
-    if (args.count() == 0 || (!is_string && !jinja::is_val<jinja::value_array>(result))) {
+    const bool is_split = name == "split" || name == "rsplit";
+    if (args.count() == 0 || !(is_split || jinja::is_val<jinja::value_string>(result))) {
         return result;
     }
     bool any = false;
     for (const auto & arg : args.get_args()) {
+        if (!any && is_container(arg)) {
+            weigh(arg);
+        }
         any = any || has_input(arg);
     }
     if (!any) {
         return result;
     }
-    const jinja::value first = args.get_pos(0);
-    if (!is_string) {  // split, rsplit
-        const marked_text whole = flatten(first->as_string());
-        auto              items = jinja::mk_val<jinja::value_array>();
-        for (const auto & item : result->val_arr) {
-            items->push_back(jinja::is_val<jinja::value_string>(item) ? cut_from(whole, item->val_str.str()) : item);
-        }
-        return items;
+    if (is_split) {
+        return split_items(result, args);
     }
+    const jinja::value first = args.get_pos(0);
     const std::string text = result->val_str.str();
     if (name == "replace" && jinja::is_val<jinja::value_string>(first)) {
         const marked_text marked =
@@ -305,7 +258,8 @@ static jinja::value remark(const std::string & name, const jinja::value & result
             return jinja::mk_val<jinja::value_string>(unflatten(marked));
         }
     } else if (name == "slice" && jinja::is_val<jinja::value_string>(first)) {
-        return cut_from(flatten(first->as_string()), text);
+        const marked_text whole = flatten(first->as_string());
+        return cut_from(whole, slice_begin(args, whole.text.size()), text);
     } else if (name == "format" && !has_input(first)) {
         return result;
     }
@@ -314,86 +268,55 @@ static jinja::value remark(const std::string & name, const jinja::value & result
 
 // ---- the interpreter's functions
 
-static void check_range(const jinja::func_args & args) {
-    double numbers[3] = { 0, 0, 1 };
-    size_t n          = 0;
-    for (const auto & arg : args.get_args()) {
-        if (n < 3 && jinja::is_val<jinja::value_int>(arg)) {
-            numbers[n++] = (double) arg->as_int();
-        }
-    }
-    const double start = n == 1 ? 0 : numbers[0], stop = n == 1 ? numbers[0] : numbers[1], step = numbers[2];
-    if (step != 0 && (stop - start) / step > (double) MAX_RANGE) {
-        rendering->stop("the template asks for a range of more than " + std::to_string(MAX_RANGE) + " numbers");
-    }
-}
-
-static bool contains(const jinja::value & whole, const jinja::value & part, size_t depth = 0) {
-    if (whole == part || depth > MAX_NESTING) {
-        return true;
-    }
-    for (const auto & item : whole->val_arr) {
-        if (contains(item, part, depth + 1)) {
-            return true;
-        }
-    }
-    for (const auto & item : whole->val_obj) {
-        if (contains(item.second, part, depth + 1)) {
+// Those that lose marks: what they give is marked again.
+static bool loses_marks(const std::string & name) {
+    for (const char * one :
+         { "format", "indent", "join", "replace", "rsplit", "slice", "split", "strftime_now", "string", "tojson" }) {
+        if (name == one) {
             return true;
         }
     }
     return false;
 }
 
-static void check_call(const std::string & name, const jinja::func_args & args) {
-    if (name == "range") {
-        check_range(args);
-    } else if (name == "test_is_divisibleby") {
-        if (args.count() > 1 && jinja::is_val<jinja::value_int>(args.get_pos(1)) && args.get_pos(1)->as_int() + 1 <= 1 &&
-            args.get_pos(1)->as_int() >= -1) {
-            throw std::runtime_error("divisibleby needs a number that is neither 0 nor -1");
-        }
-    } else if (name == "indent" || name == "tojson") {
-        for (const auto & arg : args.get_args()) {
-            const auto * keyword = jinja::cast_val<jinja::value_kwarg>(arg);
-            const auto & value   = keyword ? keyword->val : arg;
-            if (&arg != &args.get_args()[0] && jinja::is_val<jinja::value_int>(value) && value->as_int() > MAX_INDENT) {
-                rendering->stop("the template asks for an indent of more than " + std::to_string(MAX_INDENT));
-            }
-        }
-    } else if (name == "append") {
-        if (args.count() > 1 && contains(args.get_pos(1), args.get_pos(0))) {
-            throw std::runtime_error("a list cannot be put into itself");
-        }
-    }
-}
+struct wrapped_function {
+    std::string         name;
+    jinja::func_handler original;
+    bool                loses;
 
-static void wrap_functions(const jinja::func_builtins & functions, const std::vector<std::string> & names) {
-    // The tables are private to the interpreter and made once. They are not constant data, only handed out as such.
-    auto & table = const_cast<jinja::func_builtins &>(functions);
-    for (const auto & name : names) {
-        const auto found = table.find(name);
-        if (found == table.end()) {
+    jinja::value call(const jinja::func_args & args) const {
+        if (rendering == nullptr) {
+            return original(args);
+        }
+        check_call(name, args);
+        jinja::value result = original(args);
+        check_result(name, result);
+        return loses && !args.ctx.is_get_stats ? remark(name, result, args) : result;
+    }
+};
+
+static void wrap_functions(const jinja::func_builtins & functions, const std::vector<std::string> & known) {
+    for (const auto & name : known) {
+        if (functions.find(name) == functions.end()) {
             throw std::runtime_error("llama.cpp's Jinja interpreter has no function '" + name + "' any more");
         }
-        const jinja::func_handler original = found->second;
-        found->second = [original, name](const jinja::func_args & args) -> jinja::value {
-            if (rendering == nullptr) {
-                return original(args);
-            }
-            check_call(name, args);
-            jinja::value result = original(args);
-            return args.ctx.is_get_stats ? result : remark(name, result, args);
-        };
+    }
+    // The tables are private to the interpreter and made once. They are not constant data, only handed out as such. It
+    // copies them all the time: what is put into them has to be small.
+    for (auto & item : const_cast<jinja::func_builtins &>(functions)) {
+        const auto * function = new wrapped_function{ item.first, item.second, loses_marks(item.first) };
+        item.second           = [function](const jinja::func_args & args) { return function->call(args); };
     }
 }
 
 static void wrap_all_functions_now() {
-    wrap_functions(jinja::global_builtins(), { "range", "tojson", "test_is_divisibleby" });
+    wrap_functions(
+        jinja::global_builtins(),
+        { "range", "tojson", "test_is_divisibleby", "test_is_in", "strftime_now", "namespace", "dict" });
     wrap_functions(
         jinja::value_string_t().get_builtins(), { "split", "rsplit", "replace", "slice", "indent", "format", "tojson" });
-    wrap_functions(jinja::value_array_t().get_builtins(), { "join", "string", "tojson", "append" });
-    wrap_functions(jinja::value_object_t().get_builtins(), { "string", "tojson" });
+    wrap_functions(jinja::value_array_t().get_builtins(), { "join", "string", "tojson", "append", "sort" });
+    wrap_functions(jinja::value_object_t().get_builtins(), { "string", "tojson", "items", "dictsort" });
 }
 
 // Once per process, before any template is run.
@@ -420,7 +343,7 @@ struct count_step : jinja::statement {
     }
 };
 
-// Concatenation and repetition: the interpreter writes lists and objects without marks.
+// Operators that make texts and lists, or search: the interpreter writes lists and objects without marks.
 struct marked_binary : jinja::expression {
     jinja::token         op;
     jinja::statement_ptr left;
@@ -433,34 +356,42 @@ struct marked_binary : jinja::expression {
 
     std::string type() const override { return "BinaryExpression"; }
 
-    static bool is_container(const jinja::value & value) {
-        return jinja::is_val<jinja::value_array>(value) || jinja::is_val<jinja::value_object>(value);
-    }
-
-    static size_t length(const jinja::value & value) {
-        return jinja::is_val<jinja::value_string>(value) ? value->val_str.length() : 0;
-    }
-
-    static size_t pieces(const jinja::value & value) {
-        return jinja::is_val<jinja::value_string>(value) ? value->val_str.parts.size() : 0;
+    static void check(const std::string & op, const jinja::value & a, const jinja::value & b) {
+        const size_t bytes = length_of(a) + length_of(b), pieces = a->val_str.parts.size() + b->val_str.parts.size();
+        if (op == "in" || op == "not in") {
+            check_search(a, b);
+        } else if (op == "*") {
+            const int64_t n = jinja::is_val<jinja::value_int>(a) ? a->as_int() : jinja::is_val<jinja::value_int>(b) ? b->as_int() : 0;
+            if (n > 0 && ((double) n * (double) bytes > (double) MAX_TEXT || (double) n * (double) pieces > (double) MAX_PARTS)) {
+                rendering->stop("the template repeats a text too often");
+            }
+        } else if (bytes > MAX_TEXT || pieces > MAX_PARTS) {
+            rendering->stop(
+                "the template builds a text of more than " + std::to_string(MAX_TEXT) + " bytes or " +
+                std::to_string(MAX_PARTS) + " pieces");
+        } else if (jinja::is_val<jinja::value_array>(a) && jinja::is_val<jinja::value_array>(b)) {
+            if (a->val_arr.size() + b->val_arr.size() > MAX_ITEMS) {
+                rendering->stop("the template builds a list of more than " + std::to_string(MAX_ITEMS) + " items");
+            }
+        } else if (is_container(a) || is_container(b)) {
+            weigh(a);
+            weigh(b);
+        }
     }
 
     jinja::value execute_impl(jinja::context & ctx) const override {
         const jinja::value a = left->execute(ctx);
         const jinja::value b = right->execute(ctx);
-        if (rendering && op.value == "*") {
-            const int64_t n = jinja::is_val<jinja::value_int>(a) ? a->as_int() : jinja::is_val<jinja::value_int>(b) ? b->as_int() : 0;
-            if (n > MAX_RANGE && (length(a) || length(b))) {
-                rendering->stop("the template repeats a text more than " + std::to_string(MAX_RANGE) + " times");
-            }
-        } else if (rendering && (length(a) + length(b) > MAX_TEXT || pieces(a) + pieces(b) > MAX_PARTS)) {
-            rendering->stop(
-                "the template builds a text of more than " + std::to_string(MAX_TEXT) + " bytes or " +
-                std::to_string(MAX_PARTS) + " pieces");
+        if (rendering) {
+            rendering->tick();
+            check(op.value, a, b);
         }
         jinja::binary_expression plain(op, std::make_unique<constant_value>(a), std::make_unique<constant_value>(b));
         plain.pos           = pos;
         jinja::value result = plain.execute_impl(ctx);
+        if (rendering) {
+            rendering->make(text_size(result) + sizeof(jinja::value) * result->val_arr.size());
+        }
         if (!ctx.is_get_stats && jinja::is_val<jinja::value_string>(result) && (is_container(a) || is_container(b)) &&
             (has_input(a) || has_input(b))) {
             return input_string(result->val_str.str());
@@ -469,7 +400,7 @@ struct marked_binary : jinja::expression {
     }
 };
 
-// `text[i]` gives a character without marks.
+// `text[i]` and `text.0` give a character without marks.
 struct marked_member : jinja::expression {
     jinja::statement_ptr inner;
 
@@ -492,23 +423,65 @@ struct checked_set : jinja::statement {
 
     explicit checked_set(jinja::statement_ptr && from) : inner(std::move(from)) { pos = inner->pos; }
 
+    std::string type() const override { return "Set"; }
+
+    jinja::value execute_impl(jinja::context & ctx) const override {
+        jinja::value result = inner->execute_impl(ctx);
+        if (rendering == nullptr) {
+            return result;
+        }
+        const auto * set    = jinja::cast_stmt<jinja::set_statement>(inner);
+        const auto * member = jinja::cast_stmt<jinja::member_expression>(set->assignee);
+        const auto   object = member->object->execute(ctx);
+        const auto & value  = object->at(jinja::cast_stmt<jinja::identifier>(member->property)->val);
+        if (is_container(value) && contains(value, object)) {
+            object->val_obj.clear();
+            if (auto * broken = dynamic_cast<jinja::value_object_t *>(object.get())) {
+                broken->unordered.clear();
+            }
+            rendering->stop("the template puts an object into itself");
+        }
+        check_insertion(value, false);
+        return result;
+    }
+};
+
+// `[…]`, `(…)` and `{…}`.
+struct checked_literal : jinja::expression {
+    jinja::statement_ptr inner;
+
+    explicit checked_literal(jinja::statement_ptr && from) : inner(std::move(from)) { pos = inner->pos; }
+
     std::string type() const override { return inner->type(); }
 
     jinja::value execute_impl(jinja::context & ctx) const override {
         jinja::value result = inner->execute_impl(ctx);
-        const auto * set    = jinja::cast_stmt<jinja::set_statement>(inner);
-        const auto * member = jinja::cast_stmt<jinja::member_expression>(set->assignee);
-        const auto   object = member->object->execute(ctx);
-        for (const auto & item : object->val_obj) {
-            if (marked_binary::is_container(item.second) && contains(item.second, object)) {
-                object->val_obj.clear();
-                if (auto * broken = dynamic_cast<jinja::value_object_t *>(object.get())) {
-                    broken->unordered.clear();
-                }
-                if (rendering) {
-                    rendering->stop("the template puts an object into itself");
-                }
-                throw std::runtime_error("an object cannot be put into itself");
+        if (rendering) {
+            rendering->tick();
+            const weight size = weigh(result);
+            rendering->spend(size.bytes + VALUE_SIZE * (1 + result->val_arr.size() + 2 * result->val_obj.size()));
+        }
+        return result;
+    }
+};
+
+// What is written in a loop, a condition or a macro is collected there before it goes on.
+struct checked_output : jinja::statement {
+    jinja::statement_ptr inner;
+
+    explicit checked_output(jinja::statement_ptr && from) : inner(std::move(from)) { pos = inner->pos; }
+
+    std::string type() const override { return inner->type(); }
+
+    jinja::value execute_impl(jinja::context & ctx) const override {
+        jinja::value result = inner->execute_impl(ctx);
+        if (rendering) {
+            rendering->tick();
+            if (jinja::is_val<jinja::value_array>(result)) {
+                const weight size = weigh(result);
+                rendering->spend(size.bytes + PART_SIZE * size.values);
+            } else {
+                rendering->spend(text_size(result));
             }
         }
         return result;
@@ -551,8 +524,16 @@ static void wrap_list(jinja::statements & nodes) {
     }
 }
 
+static void wrap_output(jinja::statements & nodes) {
+    for (auto & node : nodes) {
+        wrap(node);
+        node = std::make_unique<checked_output>(std::move(node));
+    }
+}
+
+// Of what may be done again and again.
 static void wrap_body(jinja::statements & nodes) {
-    wrap_list(nodes);
+    wrap_output(nodes);
     nodes.insert(nodes.begin(), std::make_unique<count_step>());
     nodes.front()->pos = 0;
 }
@@ -564,20 +545,23 @@ static void wrap_inside(jinja::statement * node) {
     }
     if (auto * n = dynamic_cast<jinja::if_statement *>(node)) {
         wrap(n->test);
-        wrap_list(n->body);
-        wrap_list(n->alternate);
+        wrap_output(n->body);
+        wrap_output(n->alternate);
     } else if (auto * n = dynamic_cast<jinja::for_statement *>(node)) {
+        note_name(n->loopvar);
         if (dynamic_cast<jinja::select_expression *>(n->iterable.get())) {
             wrap_inside(n->iterable.get());
         } else {
             wrap(n->iterable);
         }
         wrap_body(n->body);
-        wrap_list(n->default_block);
+        wrap_output(n->default_block);
     } else if (auto * n = dynamic_cast<jinja::set_statement *>(node)) {
+        note_name(n->assignee);
         wrap(n->val);
-        wrap_list(n->body);
+        wrap_output(n->body);
     } else if (auto * n = dynamic_cast<jinja::macro_statement *>(node)) {
+        note_name(n->name);
         for (auto & arg : n->args) {
             wrap_inside(arg.get());
         }
@@ -590,7 +574,7 @@ static void wrap_inside(jinja::statement * node) {
         wrap_body(n->body);
     } else if (auto * n = dynamic_cast<jinja::filter_statement *>(node)) {
         wrap_inside(n->filter.get());
-        wrap_list(n->body);
+        wrap_output(n->body);
     } else if (auto * n = dynamic_cast<jinja::member_expression *>(node)) {
         wrap(n->object);
         if (n->computed) {
@@ -644,22 +628,31 @@ static void wrap_inside(jinja::statement * node) {
 static void wrap(jinja::statement_ptr & node) {
     wrap_inside(node.get());
     if (auto * binary = dynamic_cast<jinja::binary_expression *>(node.get())) {
-        if (binary->op.value == "~" || binary->op.value == "+" || binary->op.value == "*") {
-            node = std::make_unique<marked_binary>(*binary);
+        for (const char * op : { "~", "+", "*", "in", "not in" }) {
+            if (binary->op.value == op) {
+                node = std::make_unique<marked_binary>(*binary);
+                break;
+            }
         }
     } else if (auto * member = dynamic_cast<jinja::member_expression *>(node.get())) {
-        if (member->computed) {
+        if (member->computed || jinja::is_stmt<jinja::integer_literal>(member->property)) {
             node = std::make_unique<marked_member>(std::move(node));
         }
     } else if (auto * set = dynamic_cast<jinja::set_statement *>(node.get())) {
         if (dynamic_cast<jinja::member_expression *>(set->assignee.get())) {
             node = std::make_unique<checked_set>(std::move(node));
         }
+    } else if (dynamic_cast<jinja::array_literal *>(node.get()) || dynamic_cast<jinja::tuple_literal *>(node.get()) ||
+               dynamic_cast<jinja::object_literal *>(node.get())) {
+        node = std::make_unique<checked_literal>(std::move(node));
     }
 }
 
 static void wrap_program(jinja::program & program) {
-    wrap_list(program.body);
+    std::set<std::string> names;
+    names_set = &names;
+    wrap_output(program.body);
+    names_set = nullptr;
     auto whole = std::make_unique<recorded_program>(std::move(program.body));
     program.body.clear();
     program.body.push_back(std::move(whole));
@@ -675,46 +668,9 @@ struct chat_templates_layout {
     std::unique_ptr<common_chat_template> template_tool_use;
 };
 
-// ---- reading a template, with limits on what is nested in it
-
-static constexpr size_t MAX_SOURCE     = 4u << 20;
-static constexpr size_t MAX_EXPRESSION = 4096;  // tokens between {{ and }}, or {% and %}
-static constexpr size_t MAX_BLOCKS     = 4096;  // statements that begin a block, {% elif %} included
-
-static bool begins_block(const std::string & word) {
-    for (const char * known : { "if", "elif", "for", "macro", "call", "filter", "set" }) {
-        if (word == known) {
-            return true;
-        }
-    }
-    return false;
-}
-
-// The parser recurses for what is nested, and for {% elif %} after {% elif %}.
-static void check_nesting(const std::vector<jinja::token> & tokens) {
-    size_t in_expression = 0, blocks = 0;
-    for (size_t i = 0; i < tokens.size(); ++i) {
-        const auto kind = tokens[i].t;
-        const bool opens = kind == jinja::token::open_statement || kind == jinja::token::open_expression;
-        in_expression    = opens || kind == jinja::token::text || kind == jinja::token::comment ? 0 : in_expression + 1;
-        if (kind == jinja::token::open_statement && i + 1 < tokens.size()) {
-            blocks += begins_block(tokens[i + 1].value);
-        }
-        if (in_expression > MAX_EXPRESSION) {
-            throw limit_exceeded("an expression of the template has more than " + std::to_string(MAX_EXPRESSION) + " parts");
-        }
-        if (blocks > MAX_BLOCKS) {
-            throw limit_exceeded("the template has more than " + std::to_string(MAX_BLOCKS) + " blocks");
-        }
-    }
-}
-
 // Throws where llama.cpp could not read the template or would not come back from it.
 static void check_template(const std::string & source) {
-    if (source.size() > MAX_SOURCE) {
-        throw limit_exceeded(
-            "the template has " + std::to_string(source.size()) + " bytes; up to " + std::to_string(MAX_SOURCE) + " are read");
-    }
+    check_source(source);
     jinja::lexer   lexer;
     const auto     lexed = lexer.tokenize(source);
     check_nesting(lexed.tokens);

@@ -2,6 +2,7 @@
 // the grammar applied to the vocabulary. It is how llama.cpp's own programs sample, as one llama_sampler.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -204,19 +205,20 @@ struct constrained {
         return allowed;
     }
 
-    // Fills the array with the candidates that fit.
+    bool may_fit(int32_t token, const std::array<bool, 256> & allowed) const {
+        return is_possible(token) &&
+               (table->kinds[token] != token_table::TEXT || allowed[(uint8_t) table->bytes[table->starts[token]]]);
+    }
+
+    // Leaves in the array, which holds all candidates, those that fit.
     void restrict_to_grammar(llama_token_data_array * array) {
         const std::array<bool, 256> allowed = first_bytes();
         size_t                      n       = 0;
         for (size_t i = 0; i < logits.size(); ++i) {
-            const llama_token_data item = saved(i);
-            if (item.logit == -INFINITY || !is_possible(item.id)) {
-                continue;
+            const llama_token_data item = array->data[i];
+            if (item.logit != -INFINITY && may_fit(item.id, allowed)) {
+                array->data[n++] = item;
             }
-            if (table->kinds[item.id] == token_table::TEXT && !allowed[(uint8_t) table->bytes[table->starts[item.id]]]) {
-                continue;
-            }
-            array->data[n++] = item;
         }
         array->size     = n;
         array->selected = -1;
@@ -234,6 +236,127 @@ struct constrained {
         }
     }
 
+    // Back to what the chain was given.
+    void restore(llama_token_data_array * array, llama_token_data * data) const {
+        for (size_t i = 0; i < logits.size(); ++i) {
+            data[i] = saved(i);
+        }
+        array->data     = data;
+        array->size     = logits.size();
+        array->selected = -1;
+        array->sorted   = false;
+    }
+
+    // Whether a member of the chain changes logits, each without a look at the others, and removes nothing.
+    static bool only_edits(llama_sampler * member) {
+        const char * name = llama_sampler_name(member);
+        // llama.cpp's names of samplers that do nothing begin with a question mark.
+        return name[0] == '?' || strcmp(name, "logit-bias") == 0 || strcmp(name, "penalties") == 0 ||
+               strcmp(name, "dry") == 0;
+    }
+
+    // How many candidates a member keeps that keeps the best; 0 where it is another sampler.
+    static size_t n_best_of(llama_sampler * member, const llama_token_data_array & array, bool is_last) {
+        const char * name = llama_sampler_name(member);
+        if (is_last && strcmp(name, "greedy") == 0) {
+            return 1;
+        }
+        if (strcmp(name, "top-k") != 0) {
+            return 0;
+        }
+        // It keeps its k for itself, and shows it by what it leaves.
+        std::vector<llama_token_data> copy(array.data, array.data + array.size);
+        llama_token_data_array        probe = { copy.data(), copy.size(), -1, false };
+        llama_sampler_apply(member, &probe);
+        return probe.size;
+    }
+
+    struct ranked {
+        float    logit;
+        uint32_t index;
+
+        bool operator<(const ranked & other) const {
+            return logit != other.logit ? logit > other.logit : index < other.index;
+        }
+    };
+
+    // Leaves in the array the n best candidates that fit, in their order; the grammar is asked about the best ones only.
+    void keep_best(llama_token_data_array * array, size_t n) {
+        const std::array<bool, 256> allowed = first_bytes();
+        std::vector<ranked>         order;
+        order.reserve(array->size);
+        for (size_t i = 0; i < array->size; ++i) {
+            const llama_token_data & item = array->data[i];
+            if (logits[i] != -INFINITY && may_fit(item.id, allowed)) {
+                order.push_back({ std::isnan(item.logit) ? -INFINITY : item.logit, (uint32_t) i });
+            }
+        }
+        std::vector<uint32_t>         kept;
+        std::vector<llama_token_data> asked;
+        size_t                        step = std::max<size_t>(64, 2 * n);
+        for (size_t begin = 0; begin < order.size() && kept.size() < n; step *= 4) {
+            const size_t end = std::min(begin + step, order.size());
+            if (end < order.size()) {
+                std::nth_element(order.begin() + begin, order.begin() + end, order.end());
+            }
+            std::sort(order.begin() + begin, order.begin() + end);
+            asked.clear();
+            for (size_t i = begin; i < end; ++i) {
+                asked.push_back({ array->data[order[i].index].id, 1.0f, 0.0f });
+            }
+            llama_token_data_array answer = { asked.data(), asked.size(), -1, false };
+            llama_sampler_apply(grammar, &answer);
+            for (size_t i = begin; i < end && kept.size() < n; ++i) {
+                if (asked[i - begin].logit != -INFINITY) {
+                    kept.push_back(order[i].index);
+                }
+            }
+            begin = end;
+        }
+        if (kept.empty()) {
+            throw std::runtime_error(NO_TOKEN_FITS);
+        }
+        std::sort(kept.begin(), kept.end());
+        for (size_t i = 0; i < kept.size(); ++i) {
+            array->data[i] = array->data[kept[i]];
+        }
+        array->size     = kept.size();
+        array->selected = -1;
+        array->sorted   = false;
+    }
+
+    // The chain's choice among the candidates that fit, where it looks at the best ones only; false where it does not.
+    bool choose_among_best(llama_token_data_array * array, llama_token_data * data) {
+        const int32_t n_members = llama_sampler_chain_n(chain);
+        int32_t       i         = 0;
+        while (i < n_members && only_edits(llama_sampler_chain_get(chain, i))) {
+            ++i;
+        }
+        if (i == n_members) {
+            return false;
+        }
+        restore(array, data);
+        for (int32_t j = 0; j < i; ++j) {
+            apply_member(j, array);
+        }
+        const size_t n_best = n_best_of(llama_sampler_chain_get(chain, i), *array, i + 1 == n_members);
+        if (n_best == 0) {
+            return false;
+        }
+        keep_best(array, n_best);
+        for (; i < n_members; ++i) {
+            apply_member(i, array);
+        }
+        return true;
+    }
+
+    void apply_member(int32_t i, llama_token_data_array * array) {
+        llama_sampler * member = llama_sampler_chain_get(chain, i);
+        if (member->iface->apply != nullptr) {
+            llama_sampler_apply(member, array);
+        }
+    }
+
     void apply(llama_token_data_array * array) {
         llama_token_data * data = array->data;
         save(array);
@@ -246,9 +369,11 @@ struct constrained {
             return;
         }
         ++n_rejected;
-        array->data = data;
-        restrict_to_grammar(array);
-        llama_sampler_apply(chain, array);
+        if (!choose_among_best(array, data)) {
+            restore(array, data);
+            restrict_to_grammar(array);
+            llama_sampler_apply(chain, array);
+        }
         // A bias may have forbidden all that the grammar allows.
         const bool chosen = array->selected >= 0 && (size_t) array->selected < array->size;
         if (chosen && array->data[array->selected].logit == -INFINITY) {

@@ -1,5 +1,6 @@
 """Parameters that fit into the memory of devices, as llama.cpp's own programs find them (wraps ``common/fit.h``)."""
 
+import operator
 import os
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from pyllm import errors
 from pyllm.core import common as _  # no-cython-lint: it silences the log of llama-common
 from pyllm.core cimport error, guard, log
-from pyllm.core.arguments cimport c_text
+from pyllm.core.arguments cimport c_text, int32
 from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.load_params cimport LoadParams
 from pyllm.includes cimport fit as lib_fit
@@ -106,10 +107,11 @@ def fit_params(path, *, margins, n_ctx_min=4096, model=None, context=None):
     arguments = ContextArguments(**given)
     if given["n_ctx"] is None:
         arguments.c.n_ctx = 0
-    if not 0 <= n_ctx_min <= 0x7FFFFFFF:
+    if int32(n_ctx_min, "n_ctx_min") < 0:
         raise errors.InvalidArgumentError(f"n_ctx_min must be from 0 to 2147483647, not {n_ctx_min}")
-    c_n_ctx_min = n_ctx_min
-    numbers = list(margins)
+    c_n_ctx_min = int32(n_ctx_min, "n_ctx_min")
+    # In the limited API Cython cuts floats to integers.
+    numbers = [operator.index(margin) for margin in margins]
     if len(numbers) > n_devices or not all([0 <= number < 1 << 62 for number in numbers]):
         raise errors.InvalidArgumentError(
             f"margins must be up to {n_devices} numbers of bytes >= 0, not {numbers}"

@@ -27,7 +27,7 @@ cdef extern from "special_tokens.hpp" namespace "pyllm" nogil:
         bool divide(const string & text, const string & marks, vector[text_piece] & pieces) except +translate
 
 
-# By vocabulary; the entry goes with it.
+# By model, whose vocabularies are all the same; the entry goes with it.
 cdef object _known = WeakKeyDictionary()
 
 
@@ -82,9 +82,9 @@ def tokenize_marked(Vocab vocab not None, bytes text not None, bytes marks not N
         raise errors.InvalidArgumentError(f"{len(marks)} marks for a text of {len(text)} bytes")
     if vocab.type == enums.VocabType.NONE:
         raise errors.TokenizeError("this model has no tokenizer (vocabulary type NONE)")
-    special = _known.get(vocab)
+    special = _known.get(vocab.model)
     if special is None:
-        special = _known[vocab] = _SpecialTokens(vocab)
+        special = _known[vocab.model] = _SpecialTokens(vocab)
     with nogil:
         hidden = special.c.divide(c_text, c_marks, pieces)
     if hidden:

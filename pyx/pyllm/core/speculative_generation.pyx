@@ -162,6 +162,8 @@ cdef class SpeculativeGeneration(Generation):
                 self.drafter.history.begin() + c_keep, self.drafter.history.begin() + c_keep + c_discard
             )
             self.drafter.n_kept = min(self.drafter.n_kept, c_keep)
+            if self.checkpoint is not None:
+                self.checkpoint.n = -1  # its positions are those of before
             self.drafter.start(_array(self.drafter))
         finally:
             self.unlock()

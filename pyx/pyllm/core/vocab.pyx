@@ -197,6 +197,10 @@ cdef class Vocab:
         Raises:
             InvalidArgumentError: Not one-dimensional, not integers, or an id out of range.
         """
+        if isinstance(tokens, bytearray) or (isinstance(tokens, memoryview) and tokens.itemsize == 1):
+            raise InvalidArgumentError(
+                f"token ids must be integers in one dimension, and a {type(tokens).__name__} is text: give bytes() of it"
+            )
         array = np.asarray(tokens)
         if array.size == 0:
             array = array.astype(np.int32)

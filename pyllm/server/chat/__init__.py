@@ -1,0 +1,1 @@
+"""Chats: OpenAI's chat completions."""

@@ -1,0 +1,23 @@
+"""``/v1/chat/completions``."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pyllm.server.chat.protocol import ChatAsk
+from pyllm.server.chat.serving import serve
+from pyllm.server.limits import read_json
+from pyllm.server.sse import until_gone
+from pyllm.server.state import state_of
+
+
+async def chat_completions(request: Request) -> Response:
+    """Answer a chat."""
+    state = state_of(request)
+    ask = ChatAsk(await read_json(request, state.settings), state.settings, state.sizes)
+    return await until_gone(request, serve(request, state, ask))
+
+
+ROUTES = [Route("/v1/chat/completions", chat_completions, methods=["POST"])]

@@ -1,0 +1,119 @@
+"""What a request for completions says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyllm.engine.engine import Prompt
+from pyllm.server.errors import invalid
+from pyllm.server.fields import Fields, is_ids
+from pyllm.server.sampling import MOST_LOGPROBS, MOST_TEXTS, Sizes, sampling_arguments
+from pyllm.server.settings import Settings
+
+# Texts of one request, over all of its prompts.
+_MOST_TEXTS_OF_ALL = 2048
+
+
+class CompletionAsk:
+    """A request, checked as far as it can be without the model.
+
+    Args:
+        body: The JSON object.
+        settings: The server's.
+        sizes: Those of the model.
+
+    Attributes:
+        prompts: The prompts, at least one.
+        arguments: What the engine is asked with for each.
+        n: Texts for each.
+        stream: Whether the texts are sent as they come.
+        include_usage: Whether the stream ends with the counts of tokens.
+
+    Raises:
+        APIError: Something is wrong; the error names the parameter.
+    """
+
+    def __init__(self, body: dict[str, Any], settings: Settings, sizes: Sizes) -> None:
+        fields = Fields(body)
+        self.prompts = _prompts(fields)
+        self.arguments = sampling_arguments(fields, settings, sizes)
+        self.arguments |= form_arguments(fields)
+        self.n: int = self.arguments.get("n", 1)
+        self.stream, self.include_usage = stream_options(fields)
+        echo = fields.flag("echo")
+        logprobs = fields.get("logprobs")
+        # Some clients send OpenAI's switch of chats: true asks for the tokens' own numbers.
+        top = int(logprobs) if isinstance(logprobs, bool) else fields.integer("logprobs", 0, MOST_LOGPROBS)
+        if top is not None and logprobs is not False:
+            if echo:
+                raise invalid("logprobs", "logprobs of the prompt are not computed here: leave out echo, or logprobs")
+            self.arguments["logprobs"] = top
+        if echo:
+            self.arguments["echo"] = True
+        best_of = fields.integer("best_of", 1, MOST_TEXTS)
+        if best_of is not None:
+            if best_of < self.n:
+                raise invalid("best_of", f"best_of={best_of} must be at least n={self.n}")
+            if best_of > self.n and self.stream:
+                raise invalid("best_of", "best_of chooses when all texts are complete: it cannot be streamed")
+            self.arguments["best_of"] = best_of
+        suffix = fields.text("suffix")
+        if suffix:
+            if any(not isinstance(prompt, str) for prompt in self.prompts):
+                raise invalid("suffix", "suffix needs prompts that are texts")
+            self.arguments["suffix"] = suffix
+        texts = len(self.prompts) * max(self.n, best_of or 1)
+        if texts > _MOST_TEXTS_OF_ALL:
+            message = f"prompt asks for {texts} texts in all; one request may ask for {_MOST_TEXTS_OF_ALL}"
+            raise invalid("prompt", message)
+
+
+def stream_options(fields: Fields) -> tuple[bool, bool]:
+    """Whether a request is streamed, and whether the stream ends with the counts of tokens."""
+    stream = fields.flag("stream")
+    options = fields.object("stream_options")
+    if "stream_options" in fields and not stream:
+        raise invalid("stream_options", "stream_options has no effect without stream: true")
+    return stream, options.flag("include_usage")
+
+
+def form_arguments(fields: Fields) -> dict[str, Any]:
+    """The form that a text must have: response_format, json_schema or grammar."""
+    result: dict[str, Any] = {}
+    if "response_format" in fields:
+        form = fields.object("response_format")
+        form.need("type")
+        if form.text("type") == "json_schema":
+            # OpenAI puts the schema into an object with a name; llama-server takes it as it is, too.
+            if "json_schema" not in form and "schema" in form:
+                form = Fields({"type": "json_schema", "json_schema": {"schema": form.get("schema")}})
+            form.need("json_schema")
+            form.object("json_schema").need("schema")
+        elif form.text("type") == "json_object" and form.values.get("schema"):
+            form = Fields({"type": "json_schema", "json_schema": {"schema": form.get("schema")}})
+        result["response_format"] = form.values
+    if "json_schema" in fields:
+        schema = fields.get("json_schema")
+        if not isinstance(schema, (dict, bool)):
+            raise fields.wrong("json_schema", "a JSON schema")
+        result["json_schema"] = schema
+    if fields.text("grammar"):
+        result["grammar"] = fields.text("grammar")
+    if len(result) > 1:
+        first, second = list(result)[:2]
+        raise invalid(second, f"a text can have one form: leave out {first} or {second}")
+    return result
+
+
+def _prompts(fields: Fields) -> list[Prompt]:
+    value = fields.need("prompt")
+    if isinstance(value, str) or is_ids(value):
+        return [value]
+    if not isinstance(value, list):
+        raise fields.wrong("prompt", "a text, a list of token ids, or a list of these")
+    if not value:
+        raise invalid("prompt", "prompt is an empty list")
+    for i, one in enumerate(value):
+        if not (isinstance(one, str) or is_ids(one)):
+            raise invalid(f"prompt[{i}]", f"prompt[{i}] must be a text or a list of token ids")
+    return value

@@ -1,0 +1,1 @@
+"""Vectors of texts, and documents ranked for a query."""

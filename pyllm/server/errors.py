@@ -1,0 +1,196 @@
+"""Errors as clients get them: in the shape of OpenAI's API, with the parameter that was wrong."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pyllm.engine import QueueFullError
+from pyllm.errors import (
+    ChatTemplateError,
+    ClosedError,
+    EmbeddingError,
+    GrammarError,
+    InvalidArgumentError,
+    PyllmError,
+    TokenizeError,
+    UnknownArgumentError,
+)
+
+# What nobody sees but the log; nginx's number.
+CLIENT_GONE = 499
+
+_log = logging.getLogger("pyllm.server")
+
+# What a client did wrong; all else is the server's fault.
+_THEIRS = (
+    InvalidArgumentError,
+    UnknownArgumentError,
+    GrammarError,
+    ChatTemplateError,
+    TokenizeError,
+    EmbeddingError,
+    UnicodeError,
+)
+_NAMED = re.compile(
+    r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?:\[\"type\"\])?(?: must |: | is empty|=| has no effect| names | has a key )"
+)
+_TOO_LONG = re.compile(r"the prompt has \d+ tokens and the context holds")
+
+
+class APIError(Exception):
+    """What a client is told.
+
+    Args:
+        status: The HTTP status.
+        message: What was wrong, and what would be right.
+        param: The name of the parameter that was wrong.
+        code: A word for programs.
+        kind: OpenAI's name for this sort of error. None: the one that fits the status.
+        headers: Headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.kind = kind or _kind(status)
+        self.headers = headers or {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def response(self) -> Response:
+        """As a response."""
+        return json_response(self.to_dict(), self.status, self.headers)
+
+
+def invalid(param: str | None, message: str, *, code: str | None = None) -> APIError:
+    """A parameter is wrong."""
+    return APIError(400, message, param=param, code=code)
+
+
+def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A response of JSON."""
+    return Response(to_json(content), status, headers, "application/json")
+
+
+def to_json(content: Any) -> bytes:
+    """JSON without blanks. Numbers that JSON lacks, such as the log-probability of what cannot be, become -9999."""
+    try:
+        return _dumps(content)
+    except ValueError:
+        return _dumps(_finite(content))
+
+
+def as_api_error(error: BaseException, *, param: str | None = None, retry_after: int = 5) -> APIError:
+    """What a client is told about an exception.
+
+    Args:
+        error: The exception.
+        param: The parameter it came from, where the message begins with none.
+        retry_after: Seconds after which to come again when the queue is full.
+    """
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, QueueFullError):
+        message = f"{_text(error)}; try again later"
+        return APIError(429, message, code="queue_full", headers={"Retry-After": str(retry_after)})
+    if isinstance(error, ClosedError):
+        return unavailable("the server is shutting down", retry_after)
+    if isinstance(error, _THEIRS):
+        text = _text(error)
+        if isinstance(error, GrammarError):
+            return invalid("grammar", text)
+        if _TOO_LONG.match(text):
+            return invalid(param, text, code="context_length_exceeded")
+        return invalid(_parameter(text) or param, text)
+    _log.error("a request failed", exc_info=(type(error), error, error.__traceback__))
+    # What went wrong inside is for the log, not for everybody.
+    kind = type(error).__name__ if isinstance(error, PyllmError) else "internal error"
+    return APIError(500, f"the server could not do that ({kind}); its log says more", code="internal_error")
+
+
+def unavailable(message: str, retry_after: int) -> APIError:
+    """Nobody is served now."""
+    return APIError(503, message, code="unavailable", headers={"Retry-After": str(retry_after)})
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of all exceptions that endpoints raise."""
+    del request
+    return as_api_error(error).response()
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Starlette's handler of what its routes refuse."""
+    assert isinstance(error, HTTPException)
+    message = error.detail
+    if error.status_code == 404:
+        message = f"there is no {request.url.path} here"
+    elif error.status_code == 405:
+        message = f"{request.url.path} takes no {request.method}"
+    return APIError(error.status_code, message, headers=dict(error.headers or {})).response()
+
+
+HANDLERS: dict[Any, Callable[..., Any]] = {
+    APIError: on_api_error,
+    PyllmError: on_api_error,
+    HTTPException: on_http_error,
+}
+
+
+def _kind(status: int) -> str:
+    if status in (401, 403):
+        return "authentication_error"
+    if status == 404:
+        return "not_found_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, PyllmError):
+        return error.message  # str() of the error has llama.cpp's log below it
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
+def _parameter(text: str) -> str | None:
+    """The parameter with which a message begins: "n must be …", "messages[1].content: …"."""
+    if text.startswith("there is no sampler"):
+        return "samplers"
+    match = _NAMED.match(text)
+    return match[1] if match else None
+
+
+def _dumps(content: Any) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, float) and content - content != 0:
+        return -9999.0 if content < 0 else 9999.0 if content > 0 else None
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    return [_finite(value) for value in content] if isinstance(content, (list, tuple)) else content

@@ -1,0 +1,131 @@
+"""A line of the log for each request, for people or for programs."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import uuid
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pyllm.server.auth import PUBLIC
+from pyllm.server.errors import CLIENT_GONE, as_api_error
+from pyllm.server.state import ServerState
+
+_log = logging.getLogger("pyllm.server.access")
+_KEY = "pyllm_log"
+
+
+class LogMiddleware:
+    """Logs each request when it has ended, counts it, and gives it an ``X-Request-Id``.
+
+    Args:
+        app: What requests pass to.
+        state: The server's.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+        self.app = app
+        self.state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+        details: dict[str, Any] = {}
+        scope[_KEY] = details
+        request_id = f"req_{uuid.uuid4().hex}"
+
+        async def note(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, note)
+        except Exception as error:
+            # A response that has begun cannot become another one.
+            if status:
+                raise
+            await as_api_error(error).response()(scope, receive, note)
+        finally:
+            # Only paths that exist: a label for each of anybody's inventions would fill the memory.
+            path = scope["path"] if "endpoint" in scope and not scope.get("path_params") else "other"
+            self.state.metrics.http_requests.labels(path, str(status or CLIENT_GONE)).inc()
+            line = {
+                "request_id": request_id,
+                "method": scope["method"],
+                "path": scope["path"],
+                "status": status or CLIENT_GONE,
+                "ms": round(1000 * (time.perf_counter() - started), 1),
+                **details,
+            }
+            # What asks every second whether the server is there would fill the log.
+            level = logging.DEBUG if scope["path"] in (*PUBLIC, "/metrics") else logging.INFO
+            _log.log(level, "%s %s %s", line["method"], line["path"], line["status"], extra={"fields": line})
+
+
+def note(request: Request, **details: Any) -> None:
+    """Add something to the line of a request."""
+    request.scope.setdefault(_KEY, {}).update(details)
+
+
+class TextFormatter(logging.Formatter):
+    """Lines for people: ``12:00:00 INFO POST /v1/completions 200 ms=12.3 …``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        fields = dict(getattr(record, "fields", {}))
+        for name in ("method", "path", "status"):
+            fields.pop(name, None)
+        rest = "".join(f" {name}={value}" for name, value in fields.items())
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        text = f"{clock} {record.levelname} {_one_line(record.getMessage())}{_one_line(rest)}"
+        return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
+
+
+class JSONFormatter(logging.Formatter):
+    """One JSON object in each line, with ``time``, ``level``, ``logger``, ``message`` and what is known besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def set_up_log(*, as_json: bool, verbose: bool = False) -> None:
+    """Write the log of the server to stderr; for programs, not for libraries.
+
+    Args:
+        as_json: Write JSON.
+        verbose: Write also what is asked every second, and what uvicorn says.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONFormatter() if as_json else TextFormatter())
+    for name, level in (("pyllm.server", logging.INFO), ("uvicorn", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.DEBUG if verbose else level)
+        logger.propagate = False
+
+
+def _one_line(text: str) -> str:
+    # Paths are what a client says: they must not look like other lines.
+    return text.translate({code: f"\\x{code:02x}" for code in (*range(32), 127)})

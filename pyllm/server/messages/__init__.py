@@ -1,0 +1,1 @@
+"""Chats in the shape of Anthropic's API."""

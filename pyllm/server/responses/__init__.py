@@ -1,0 +1,1 @@
+"""Chats in the shape of OpenAI's Responses API."""

@@ -1,0 +1,129 @@
+"""The parameters of sampling that requests of all endpoints share: OpenAI's names and those of llama-server."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from pyllm.server.errors import invalid
+from pyllm.server.fields import Fields, is_number
+from pyllm.server.settings import Settings
+
+MOST_TEXTS = 128
+MOST_STOPS = 64
+# More would be larger than everything else that a server sends.
+MOST_LOGPROBS = 100
+_N_SEEDS = 2**32 - 1
+
+# From llama-server's names to those of pyllm.
+_NUMBERS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "typical_p": "typical_p",
+    "top_n_sigma": "top_n_sigma",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "repeat_penalty": "repeat_penalty",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "dynatemp_range": "dynatemp_range",
+    "dynatemp_exponent": "dynatemp_exponent",
+    "dry_multiplier": "dry_multiplier",
+    "dry_base": "dry_base",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+}
+_INTEGERS = ("top_k", "min_keep", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
+_LAST_N = ("repeat_last_n", "dry_penalty_last_n")
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What of the model limits the values of parameters.
+
+    Attributes:
+        n_ctx: Tokens of the context.
+        n_vocab: Tokens of the vocabulary.
+    """
+
+    n_ctx: int
+    n_vocab: int
+
+
+def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict[str, Any]:
+    """Arguments of a completion, of what a request says about sampling, stops and the number of texts.
+
+    Args:
+        fields: The request.
+        settings: The server's.
+        sizes: Those of the model.
+
+    Raises:
+        APIError: A value is out of range; the error names the parameter.
+    """
+    result: dict[str, Any] = {ours: fields.number(theirs) for theirs, ours in _NUMBERS.items() if theirs in fields}
+    for name in _INTEGERS:
+        if name in fields:
+            value = fields.integer(name)
+            # For llama-server -1 is the whole context.
+            result[name] = sizes.n_ctx if value == -1 and name in _LAST_N else value
+    if "dry_sequence_breakers" in fields:
+        result["dry_sequence_breakers"] = fields.texts("dry_sequence_breakers")
+    if "samplers" in fields:
+        result["samplers"] = list(fields.texts("samplers"))
+    seed = fields.integer("seed")
+    if seed is not None and seed != -1:
+        # OpenAI's seeds are any 64-bit numbers.
+        result["seed"] = seed % _N_SEEDS
+    bias = logit_bias(fields, sizes.n_vocab)
+    if bias:
+        result["logit_bias"] = bias
+    stops = fields.texts("stop", most=MOST_STOPS)
+    if any(not stop for stop in stops):
+        raise invalid("stop", "stop must be texts that are not empty")
+    if stops:
+        result["stop"] = stops
+    if "n" in fields:
+        result["n"] = fields.integer("n", 1, MOST_TEXTS)
+    if "cache_prompt" in fields:
+        result["cache_prompt"] = fields.flag("cache_prompt")
+    if "deterministic" in fields:
+        result["deterministic"] = fields.flag("deterministic")
+    result["max_tokens"] = _max_tokens(fields, settings)
+    return result
+
+
+def logit_bias(fields: Fields, n_vocab: int) -> dict[int | str, float]:
+    """What is added to logits: OpenAI's object by ids, or llama-server's list of pairs, where false forbids a token."""
+    value = fields.get("logit_bias")
+    if value is None:
+        return {}
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+        raise fields.wrong("logit_bias", "an object of token ids and numbers")
+    result: dict[int | str, float] = {}
+    for token, bias in pairs:
+        name = f"logit_bias[{token!r}]"
+        key = int(token) if isinstance(token, str) and token.strip().isdecimal() else token
+        if isinstance(key, bool) or not isinstance(key, (int, str)):
+            raise invalid("logit_bias", f"{name}: a token must be an id or a text")
+        if isinstance(key, int) and not 0 <= key < n_vocab:
+            raise invalid("logit_bias", f"{name}: ids of tokens are from 0 to {n_vocab - 1}")
+        if bias is False:
+            result[key] = -math.inf
+        elif not is_number(bias):
+            raise invalid("logit_bias", f"{name} must be a number, not {bias!r}")
+        else:
+            # By OpenAI's words -100 is a ban.
+            result[key] = -math.inf if bias <= -100 else float(bias)
+    return result
+
+
+def _max_tokens(fields: Fields, settings: Settings) -> int | None:
+    name = fields.first("max_completion_tokens", "max_tokens", "n_predict")
+    asked = fields.integer(name, -1)
+    if asked is None or asked == -1:
+        return settings.max_tokens
+    return asked if settings.max_tokens is None else min(asked, settings.max_tokens)

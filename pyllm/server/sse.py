@@ -1,0 +1,132 @@
+"""Streams of server-sent events, and what happens when nobody reads any more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pyllm.server.errors import CLIENT_GONE, APIError, as_api_error, to_json
+from pyllm.server.settings import Settings
+
+_T = TypeVar("_T")
+
+DONE = b"data: [DONE]\n\n"
+_PING = b":\n\n"
+
+
+def event(content: Any, name: str | None = None) -> bytes:
+    """One event with JSON as its data."""
+    head = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return head + b"data: " + to_json(content) + b"\n\n"
+
+
+class EventStream(Response):
+    """A response that is sent event by event. When the client goes away the events are closed at once.
+
+    Args:
+        events: The events as bytes. An exception of theirs becomes the last event.
+        settings: The server's.
+        close: Called at the end, however it comes, and even if nothing was sent.
+        failed: Makes an event of an error. None: in OpenAI's shape.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        settings: Settings,
+        close: Callable[[], None],
+        *,
+        failed: Callable[[APIError], bytes] | None = None,
+    ) -> None:
+        self.status_code = 200
+        self.background = None
+        self.events = events
+        self.settings = settings
+        self.close = close
+        self.failed = failed or _failed
+        # The second is for nginx, which would collect them first.
+        self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        watching = asyncio.ensure_future(_gone(receive))
+        sending = asyncio.ensure_future(self._send(send))
+        try:
+            await asyncio.wait({watching, sending}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (watching, sending):
+                task.cancel()
+            results = await asyncio.gather(watching, sending, return_exceptions=True)
+            # A generator that never began has no end either.
+            self.close()
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, (OSError, TimeoutError)):
+                raise result
+
+    async def _send(self, send: Send) -> None:
+        lock = asyncio.Lock()
+
+        async def put(data: bytes, more: bool = True) -> None:
+            # A client that reads nothing must not keep its sequence for ever.
+            async with lock, asyncio.timeout(self.settings.timeout):
+                await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        interval = self.settings.ping_interval
+        pinging = asyncio.ensure_future(_ping(put, interval)) if interval else None
+        try:
+            async with contextlib.aclosing(self.events) as events:
+                try:
+                    async for data in events:
+                        await put(data)
+                except (OSError, TimeoutError):
+                    raise
+                except Exception as error:
+                    await put(self.failed(as_api_error(error)))
+            await put(b"", more=False)
+        finally:
+            if pinging is not None:
+                pinging.cancel()
+                await asyncio.gather(pinging, return_exceptions=True)
+
+
+def _failed(error: APIError) -> bytes:
+    return event(error.to_dict())
+
+
+async def until_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Do some work for a client that waits for it; when it goes away, the work is cancelled.
+
+    Raises:
+        APIError: It went away. Nobody will see that but the log.
+    """
+    working = asyncio.ensure_future(work)
+    watching = asyncio.ensure_future(_gone(request.receive))
+    try:
+        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise APIError(CLIENT_GONE, "the client went away", code="client_gone")
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _ping(put: Any, interval: float) -> None:
+    while True:
+        await asyncio.sleep(interval)
+        await put(_PING)

@@ -1,0 +1,1 @@
+"""Texts and token ids, and the prompts that chats become: llama-server's endpoints."""

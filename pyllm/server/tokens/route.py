@@ -1,0 +1,82 @@
+"""``/tokenize``, ``/detokenize`` and ``/apply-template``."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from pyllm.chat.request import ChatRequest
+from pyllm.core.vocab import Vocab
+from pyllm.errors import PyllmError
+from pyllm.server.chat.protocol import ChatAsk
+from pyllm.server.errors import as_api_error, invalid, json_response
+from pyllm.server.fields import Fields, is_ids
+from pyllm.server.limits import read_json
+from pyllm.server.state import state_of
+
+
+async def tokenize(request: Request) -> Response:
+    """The tokens of a text."""
+    state = state_of(request)
+    fields = Fields(await read_json(request, state.settings))
+    content = fields.text("content")
+    if content is None:
+        raise invalid("content", "content is missing: the text to tokenize")
+    special, parse = fields.flag("add_special"), fields.flag("parse_special", True)
+    pieces = fields.flag("with_pieces")
+    vocab = state.model.vocab
+
+    def work() -> list[Any]:
+        tokens: list[int] = vocab.tokenize(content, add_special=special, parse_special=parse).tolist()
+        return [{"id": token, "piece": _piece(vocab, token)} for token in tokens] if pieces else tokens
+
+    return json_response({"tokens": await asyncio.to_thread(work)})
+
+
+async def detokenize(request: Request) -> Response:
+    """The text of tokens."""
+    state = state_of(request)
+    fields = Fields(await read_json(request, state.settings))
+    tokens = fields.need("tokens")
+    if tokens and not is_ids(tokens):
+        raise fields.wrong("tokens", "a list of token ids")
+
+    def work() -> str:
+        return state.model.vocab.detokenize(state.model.vocab.as_tokens(tokens)) if tokens else ""
+
+    try:
+        return json_response({"content": await asyncio.to_thread(work)})
+    except PyllmError as error:
+        raise as_api_error(error, param="tokens") from error
+
+
+async def apply_template(request: Request) -> Response:
+    """The prompt that messages become."""
+    state = state_of(request)
+    engine = state.engine
+    ask = ChatAsk(await read_json(request, state.settings), state.settings, state.sizes)
+
+    def work() -> str:
+        chat = ChatRequest(engine, ask.messages, ask.arguments)  # type: ignore[arg-type]  # as of a Llama
+        return chat.prompt.prompt
+
+    return json_response({"prompt": await asyncio.to_thread(work)})
+
+
+def _piece(vocab: Vocab, token: int) -> str | list[int]:
+    piece = vocab.token_to_piece(token)
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return list(piece)
+
+
+ROUTES = [
+    Route("/tokenize", tokenize, methods=["POST"]),
+    Route("/detokenize", detokenize, methods=["POST"]),
+    Route("/apply-template", apply_template, methods=["POST"]),
+]

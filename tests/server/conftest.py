@@ -1,0 +1,71 @@
+"""Real servers on free ports, in threads, with tiny models."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from served import Prompted, Served, quiet, wait_for
+
+from pyllm import Model
+from pyllm.engine import Engine
+from pyllm.server import Settings, make_app
+from pyllm.server.run import Runner
+
+
+@pytest.fixture(scope="module")
+def shared_engine(tiny_model: Model) -> Iterator[Prompted]:
+    with Prompted(tiny_model, n_ctx=2048, n_parallel=4, n_threads=1, max_queued=64) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(shared_engine: Prompted) -> Iterator[Prompted]:
+    yield shared_engine
+    shared_engine.processor = None
+    quiet(shared_engine)
+
+
+@pytest.fixture(scope="module")
+def start() -> Iterator[Callable[..., Served]]:
+    """`start(engine, settings…, embedder=…)`: a server of its own, stopped after the module."""
+    servers: list[Served] = []
+
+    def start(engine: Engine | None, *, embedder: Any = None, **settings: Any) -> Served:
+        app = make_app(engine, Settings(**settings), embedder=embedder)
+        runner = Runner(app, port=0)
+        http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
+        thread = threading.Thread(target=runner.run, daemon=True)
+        thread.start()
+        wait_for(lambda: runner.started and runner.servers)
+        servers.append(Served(runner.address, runner, app.state.pyllm, thread, http))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_server(start: Callable[..., Served], shared_engine: Prompted) -> Served:
+    return start(shared_engine, alias="tiny", metrics=True)
+
+
+@pytest.fixture
+def server(shared_server: Served, engine: Prompted) -> Served:
+    return shared_server
+
+
+@pytest.fixture(scope="module")
+def shared_client(shared_server: Served) -> Iterator[openai.OpenAI]:
+    with shared_server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def client(shared_client: openai.OpenAI, server: Served) -> openai.OpenAI:
+    return shared_client

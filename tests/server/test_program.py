@@ -1,0 +1,159 @@
+"""`pyllm serve`, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import programs
+import pytest
+from served import wait_for
+
+from pyllm.server.log import JSONFormatter, TextFormatter
+
+
+class Process:
+    """The program while it serves; its log is read line by line."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [*programs.PROGRAM, "serve", *arguments, "--port", "0", "-t", "1"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LLAMA_ARG_LOG_JSONL": "1", **environment},
+        )
+        self.lines: list[dict[str, Any]] = []
+        self.rest: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.rest.append(line)
+
+    @property
+    def url(self) -> str:
+        def said() -> list[str]:
+            assert self.process.poll() is None, "".join(self.rest)
+            return [line["message"] for line in self.lines if "listening" in line["message"]]
+
+        wait_for(said, 60)
+        return said()[0].rpartition(" ")[2]
+
+    def wait(self) -> int:
+        code = self.process.wait(30)
+        self._reader.join(10)
+        return code
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+        self._reader.join(10)
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Any]:
+    started: list[Process] = []
+
+    def serve(*arguments: Any, **environment: str) -> Process:
+        started.append(Process(*map(str, arguments), **environment))
+        return started[-1]
+
+    yield serve
+    for process in started:
+        process.close()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+def test_a_process_from_start_to_end(serve, tiny_models, tmp_path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("# those who may\nfirst\n\nsecond\n")
+    process = serve(tiny_models["llama"], "-a", "tiny", "-c", "512", "-np", "2", "--api-key-file", keys, "--metrics")
+    with openai.OpenAI(base_url=f"{process.url}/v1", api_key="second", max_retries=0) as client:
+        assert client.models.list().data[0].id == "tiny"
+        assert client.completions.create(model="m", prompt="the cat", max_tokens=4).usage.prompt_tokens > 0
+        stream = client.completions.create(
+            model="m", prompt="the", max_tokens=300, stream=True, logit_bias={"2": -100}, temperature=0
+        )
+        first = next(iter(stream))
+        process.process.send_signal(signal.SIGTERM)
+        texts = [first.choices[0].text, *(chunk.choices[0].text for chunk in stream)]
+        assert len(texts) > 1
+    assert process.wait() == 0
+    assert process.rest == []
+    (line, *_) = [line for line in process.lines if line.get("path") == "/v1/completions"]
+    assert line["status"] == 200
+    assert line["completion_tokens"] > 0
+    assert line["first_token_ms"] > 0
+    assert process.process.stdout.read() == ""
+
+
+def test_variables_of_the_environment(serve, tiny_models) -> None:
+    process = serve(
+        LLAMA_ARG_MODEL=str(tiny_models["llama"]),
+        LLAMA_ARG_ALIAS="named",
+        LLAMA_ARG_CTX_SIZE="256",
+        LLAMA_ARG_N_PARALLEL="3",
+        LLAMA_API_KEY="key",
+    )
+    headers = {"x-api-key": "key"}
+    assert httpx.get(process.url + "/props", timeout=60).status_code == 401
+    props = httpx.get(process.url + "/props", headers=headers, timeout=60).json()
+    assert (props["model_alias"], props["total_slots"]) == ("named", 3)
+    assert props["default_generation_settings"]["n_ctx"] == 256
+
+
+def test_a_model_of_vectors(serve, tiny_models) -> None:
+    process = serve(tiny_models["bert"])
+    with openai.OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0) as client:
+        assert client.embeddings.create(model="m", input="the cat").data[0].embedding
+
+
+def test_whoever_listens_to_all_without_a_key_is_warned(serve, tiny_models) -> None:
+    process = serve(tiny_models["llama"], "-c", "256", "--host", "0.0.0.0")
+    assert process.url
+    warnings = [line["message"] for line in process.lines if line["level"] == "warning"]
+    assert len(warnings) == 1
+    assert "no API key" in warnings[0]
+
+
+def test_wrong_usage(tiny_models, tmp_path) -> None:
+    twice = programs.invoke("serve", tiny_models["llama"], "-m", "other")
+    assert twice.returncode == 2
+    assert programs.invoke("serve", tmp_path / "none.gguf").returncode == 1
+    done = programs.invoke("serve", tiny_models["llama"], "--lora", "x.gguf")
+    assert done.returncode == 2
+
+
+def test_a_port_that_is_taken(server, tiny_models) -> None:
+    port = server.url.rpartition(":")[2]
+    done = programs.start("serve", tiny_models["llama"], "-c", "256", "-t", "1", "--port", port)
+    assert done.returncode != 0
+    assert port in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_lines_of_the_log_are_lines() -> None:
+    import logging
+
+    record = logging.LogRecord("pyllm.server", logging.INFO, "", 0, "GET %s 200", ("/a\nERROR",), None)
+    record.fields = {"method": "GET", "path": "/a\nERROR", "status": 200, "ms": 1.5}
+    assert "\n" not in TextFormatter().format(record)
+    assert "ms=1.5" in TextFormatter().format(record)
+    line = JSONFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["status"] == 200
