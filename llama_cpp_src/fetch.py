@@ -36,8 +36,8 @@ TEMPORARY_PREFIX = ".fetch-"
 # What of upstream's tree is unpacked: what CMake reads, what our tests read, and the licences.
 KEEP = (
     "CMakeLists.txt", "LICENSE", "AUTHORS", "cmake", "common", "conversion", "convert_hf_to_gguf.py",
-    "convert_lora_to_gguf.py", "ggml", "gguf-py", "grammars", "include", "licenses", "models", "scripts", "src", "tools",
-    "vendor",
+    "convert_lora_to_gguf.py", "ggml", "gguf-py", "grammars", "include", "licenses", "models", "scripts", "src",
+    "tools", "vendor",
 )  # fmt: skip
 # What must be there for a folder to count as a llama.cpp tree.
 LANDMARKS = ("CMakeLists.txt", "include/llama.h", "ggml/include/ggml.h", "src/llama.cpp")

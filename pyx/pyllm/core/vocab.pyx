@@ -199,7 +199,7 @@ cdef class Vocab:
         """
         if isinstance(tokens, bytearray) or (isinstance(tokens, memoryview) and tokens.itemsize == 1):
             raise InvalidArgumentError(
-                f"token ids must be integers in one dimension, and a {type(tokens).__name__} is text: give bytes() of it"
+                f"token ids must be integers, and a {type(tokens).__name__} is text: give bytes() of it"
             )
         array = np.asarray(tokens)
         if array.size == 0:
