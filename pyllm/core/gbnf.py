@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 from pyllm.errors import GrammarError
 
@@ -53,6 +52,11 @@ class Rules:
     excludes_wide: bool = False
 
 
+# The same grammar is used for many texts.
+_checked: dict[tuple[str, str], Rules] = {}
+_MOST_CHECKED = 64
+
+
 def check(text: str, root: str = "root") -> Rules:
     """Parse a grammar.
 
@@ -66,11 +70,16 @@ def check(text: str, root: str = "root") -> Rules:
     Raises:
         GrammarError: llama.cpp could not use it; the message names line and column.
     """
-    return _checked(text, root)
+    found = _checked.get((text, root))
+    if found is None:
+        found = _check(text, root)
+        if len(_checked) >= _MOST_CHECKED:
+            _checked.clear()
+        _checked[text, root] = found
+    return found
 
 
-@lru_cache(maxsize=64)
-def _checked(text: str, root: str) -> Rules:
+def _check(text: str, root: str) -> Rules:
     parser = _Parser(text)
     parser.parse()
     parsed = parser.result
