@@ -24,12 +24,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.harness import WORDS
 from benchmarks.upstream import BIN
 from pyllm import hub
 from pyllm.cpus import usable_cpus
 from pyllm.engine import Engine
 
-WORDS = ("river", "stone", "and", "the", "of", "under", "mill", "light", "to", "in", "is", "not", "winter", "hand")
 PORT = 8899
 URL = f"http://127.0.0.1:{PORT}"
 

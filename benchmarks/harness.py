@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of which texts without meaning are made.
+WORDS = ("river", "stone", "and", "the", "of", "under", "mill", "light", "to", "in", "is", "not", "winter", "hand")
 
 
 @dataclass

@@ -18,13 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks import upstream
 from benchmarks.grammar import grammar, their_grammar_text
-from benchmarks.harness import HEADER, ROOT, Comparison, child, compare, save
+from benchmarks.harness import HEADER, ROOT, WORDS, Comparison, child, compare, save
 from benchmarks.overhead import overhead
 from pyllm import hub
 from pyllm.cpus import usable_cpus
 
 PROMPT = "The history of the steam engine begins with"
-WORDS = ("river", "stone", "and", "the", "of", "under", "mill", "light", "to", "in", "is", "not", "winter", "hand")
 
 
 def comparisons(model: Path, threads: int, pairs: int, only: set[str], repetitions: int) -> list[Comparison]:

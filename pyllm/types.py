@@ -9,6 +9,25 @@ from typing import Any, Literal
 FinishReason = Literal["stop", "length", "abort"]
 
 
+class Shaped(Mapping[str, Any]):
+    """A mapping whose items are those of `to_dict`."""
+
+    __slots__ = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """In the shape of OpenAI's API: plain lists, dicts, texts and numbers."""
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> Any:
+        return self.to_dict()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.to_dict())
+
+    def __len__(self) -> int:
+        return len(self.to_dict())
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens that a request took.
@@ -150,7 +169,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Completion(Mapping[str, Any]):
+class Completion(Shaped):
     """A finished generation.
 
     It is a mapping in the shape of OpenAI's API too: ``completion["choices"][0]["text"]``, and ``dict(completion)``
@@ -223,18 +242,9 @@ class Completion(Mapping[str, Any]):
             "usage": self.usage.to_dict(),
         }
 
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
-
 
 @dataclass(frozen=True)
-class Chunk(Mapping[str, Any]):
+class Chunk(Shaped):
     """A piece of a stream; a mapping in the shape of OpenAI's API too.
 
     Attributes:
@@ -275,15 +285,6 @@ class Chunk(Mapping[str, Any]):
         if self.completion is not None:
             result["usage"] = self.completion.usage.to_dict()
         return result
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
 
 
 def _choice(text: str, index: int, logprobs: Logprobs | None, finish_reason: FinishReason | None) -> dict[str, Any]:

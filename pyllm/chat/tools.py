@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pyllm.chat.schemas import hints_of, object_schema, value_of
-from pyllm.chat.types import Shaped, ToolCall
+from pyllm.chat.types import ToolCall
 from pyllm.errors import InvalidArgumentError
+from pyllm.types import Shaped
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}")
 CHOICES = ("auto", "none", "required")

@@ -3,33 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pyllm.errors import InvalidArgumentError
-from pyllm.types import Logprobs, Speculation, Timings, Usage
+from pyllm.types import Logprobs, Shaped, Speculation, Timings, Usage
 
 ChatFinishReason = Literal["stop", "length", "tool_calls", "abort"]
-
-
-class Shaped(Mapping[str, Any]):
-    """A mapping whose items are those of `to_dict`."""
-
-    __slots__ = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """In the shape of OpenAI's API: plain lists, dicts, texts and numbers."""
-        raise NotImplementedError
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
 
 
 @dataclass(frozen=True)

@@ -8,62 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyllm.completion.logprobs import Recorder, is_shown
 from pyllm.completion.pieces import Finished, Piece
+from pyllm.completion.row_text import RowText
 from pyllm.core.batch import Batch
-from pyllm.core.text_stream import TextStream
+from pyllm.core.rows import sample_rows
 from pyllm.errors import DecodeAborted, NoKVSlotError
-from pyllm.sampling import accept_prompt
-from pyllm.types import Choice, FinishReason
+from pyllm.types import FinishReason
 
 if TYPE_CHECKING:
     from pyllm.completion.session import CompletionSession
-
-
-class _Text:
-    """One of the texts; its index is its sequence."""
-
-    def __init__(self, session: CompletionSession, index: int) -> None:
-        request = session.request
-        self.index = index
-        self.request = request
-        self.chain = request.first_chain if index == 0 else request.chain(index)
-        self.stream = TextStream(request.stop)
-        self.recorder = (
-            None if request.records is None else Recorder(session.llama.vocab, request.records, request.special)
-        )
-        self.text: list[str] = []
-        self.tokens: list[int] = []
-        self.since = 0
-        self.reason: FinishReason | None = None
-
-    def piece(self) -> Piece | None:
-        """What has become final since the last time."""
-        text = self.stream.take(all=self.reason is not None)
-        if self.reason is None and not text:
-            return None
-        self.text.append(text)
-        if self.recorder is not None and self.stream.stopped is not None:
-            self.recorder.cut(sum(map(len, self.text)))
-        tokens, self.since = tuple(self.tokens[self.since :]), len(self.tokens)
-        noted = self.recorder is not None and self.request.logprobs is not None
-        logprobs = self.recorder.take() if noted and self.recorder is not None else None
-        return Piece(self.index, text, tokens, self.reason, logprobs)
-
-    def finished(self) -> Finished:
-        """The text, when it is complete."""
-        stopped, recorder = self.stream.stopped, self.recorder
-        choice = Choice(
-            text="".join(self.text),
-            tokens=tuple(self.tokens),
-            finish_reason=self.reason or "length",
-            seed=self.request.seed_of(self.index),
-            index=self.index,
-            stop=str(stopped) if stopped is not None else None,
-            logprobs=recorder.all() if recorder is not None and self.request.logprobs is not None else None,
-            parser=self.request.parser("".join(self.text), complete=self.reason == "stop" and stopped is None),
-        )
-        return Finished(choice, 0.0 if recorder is None else recorder.mean)
 
 
 class ParallelRun:
@@ -76,7 +29,7 @@ class ParallelRun:
     def __init__(self, session: CompletionSession) -> None:
         self.session = session
         self.context = session.llama.context
-        self.texts = [_Text(session, index) for index in range(session.request.best_of)]
+        self.texts = [RowText(session.request, index) for index in range(session.request.best_of)]
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
 
@@ -123,13 +76,13 @@ class ParallelRun:
         self._tidy()
 
     @staticmethod
-    def _pieces(texts: list[_Text]) -> Iterator[Piece]:
+    def _pieces(texts: list[RowText]) -> Iterator[Piece]:
         for text in texts:
             piece = text.piece()
             if piece is not None:
                 yield piece
 
-    def _start(self) -> list[_Text]:
+    def _start(self) -> list[RowText]:
         """Compute the prompt once, share it, and choose the first token of each text."""
         request, context, cache = self.session.request, self.context, self.session.llama._cache
         if self.session.aborted:
@@ -151,11 +104,9 @@ class ParallelRun:
         for text in self.texts:
             if text.index > 0:
                 context.memory.cp(0, text.index)
-            if text.chain is not None:
-                accept_prompt(text.chain, request.ids)
-        return [text for text in self.texts if self._choose(text, -1)]
+        return self._choose(self.texts, [-1] * len(self.texts))
 
-    def _step(self, alive: list[_Text]) -> list[_Text]:
+    def _step(self, alive: list[RowText]) -> list[RowText]:
         """Decode a token of each text, and choose the next ones; those that go on are returned."""
         if self.session.aborted:
             return self._end(alive, "abort")
@@ -175,27 +126,19 @@ class ParallelRun:
             if not self.session.aborted:
                 raise
             return self._end(alive, "abort")
-        return [text for i, text in enumerate(alive) if self._choose(text, i)]
+        return self._choose(alive, list(range(len(alive))))
 
-    def _choose(self, text: _Text, row: int) -> bool:
-        assert text.chain is not None
-        vocab = self.session.llama.vocab
-        # Sampler.sample accepts what it has chosen.
-        token = text.chain.sample(self.context, row)
-        if vocab.is_eog(token):
-            text.reason = "stop"
-            return False
-        text.tokens.append(token)
-        if text.recorder is not None:
-            text.recorder.add(token, self.context.logits[row])
-        if text.stream.append(vocab.token_to_piece(token, special=is_shown(text.request.special, token))):
-            text.reason = "stop"
-        elif len(text.tokens) >= self.session.request.limit:
-            text.reason = "length"
-        return text.reason is None
+    def _choose(self, texts: list[RowText], rows: list[int]) -> list[RowText]:
+        """Choose a token for each text from a row of the last decode; those that go on are returned."""
+        tokens = sample_rows(self.context, [text.row for text in texts], rows)
+        for text, token, row in zip(texts, tokens, rows, strict=True):
+            if text.row.error is not None:
+                raise text.row.error
+            text.chose(token, None if text.recorder is None else self.context.logits[row])
+        return [text for text in texts if text.reason is None]
 
     @staticmethod
-    def _end(texts: list[_Text], reason: FinishReason) -> list[_Text]:
+    def _end(texts: list[RowText], reason: FinishReason) -> list[RowText]:
         for text in texts:
             text.reason = text.reason or reason
         return []

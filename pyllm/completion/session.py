@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pyllm.completion.cache import OWNER
 from pyllm.completion.parallel import ParallelRun
-from pyllm.completion.pieces import Finished, Piece
+from pyllm.completion.pieces import Finished, Piece, as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
 from pyllm.errors import ClosedError, InvalidArgumentError
-from pyllm.types import Chunk, Completion, Speculation, Timings, Usage
+from pyllm.types import Chunk, Completion, Speculation
 
 if TYPE_CHECKING:
     from pyllm.llama import Llama, Tokens
@@ -94,17 +93,7 @@ class CompletionSession:
                 open_choices -= 1
                 if open_choices == 0:
                     completion = self._completion(self._finished())
-            yield Chunk(
-                text=piece.text,
-                tokens=piece.tokens,
-                finish_reason=piece.finish_reason,
-                completion=completion,
-                index=piece.index,
-                logprobs=piece.logprobs,
-                model=request.model,
-                id=request.id,
-                created=request.created,
-            )
+            yield as_chunk(request, piece, completion)
 
     def _single_runs(self) -> Iterator[SingleRun]:
         for index in range(self.request.best_of):
@@ -123,23 +112,15 @@ class CompletionSession:
         parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
         return [one for part in parts for one in part.results]
 
-    def _completion(self, finished: list[Finished]) -> Completion:
-        request = self.request
-        n_generated = sum(len(one.choice.tokens) for one in finished)
-        best = finished
-        if len(finished) > request.n:
-            best = sorted(finished, key=lambda one: -one.mean_logprob)[: request.n]
+    def _completion(self, texts: list[Finished]) -> Completion:
         parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
-        return Completion(
-            choices=tuple(replace(one.choice, index=i) for i, one in enumerate(best)),
-            usage=Usage(len(request.ids), n_generated, parts[0].cached),
-            timings=Timings(
-                sum(part.prompt_ms for part in parts), sum(part.generation_ms for part in parts), n_generated
-            ),
-            speculation=_total([run.speculation for run in self.runs]),
-            model=request.model,
-            id=request.id,
-            created=request.created,
+        return as_completion(
+            self.request,
+            texts,
+            parts[0].cached,
+            sum(part.prompt_ms for part in parts),
+            sum(part.generation_ms for part in parts),
+            _total([run.speculation for run in self.runs]),
         )
 
 

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.logprobs import Recorder, score_prompt
-from pyllm.completion.pieces import Finished, Piece
+from pyllm.completion.pieces import Finished, Piece, finished, noted
 from pyllm.core.batch import Batch
 from pyllm.core.generation import Generation
 from pyllm.core.sampler import Sampler
 from pyllm.errors import DecodeAborted, InvalidArgumentError, NoKVSlotError
-from pyllm.processors.base import process, reset
+from pyllm.processors.base import process, read_only, reset
 from pyllm.sampling import accept_prompt
-from pyllm.types import Choice, FinishReason, Logprobs, Speculation
+from pyllm.types import FinishReason, Speculation
 
 if TYPE_CHECKING:
     from pyllm.completion.session import CompletionSession
@@ -185,7 +185,7 @@ class SingleRun:
                 # What the model said is reported, not what processors make of it.
                 raw = row.copy() if self.recorder is not None and request.processors else row
             if request.processors:
-                process(request.processors, _read_only(ids[:-1]), row)  # type: ignore[arg-type]
+                process(request.processors, read_only(ids[:-1]), row)  # type: ignore[arg-type]
             token = generation.step()
         except NoKVSlotError:
             # Processors have not run yet: it is the decode before them that found no room.
@@ -202,7 +202,7 @@ class SingleRun:
         if watched:
             ids[-1] = token
         if request.stopping_criteria:
-            seen = _read_only(ids)
+            seen = read_only(ids)
             if any(bool(criterion(seen, row)) for criterion in request.stopping_criteria):  # type: ignore[arg-type]
                 self.ended = "stop"
         return token
@@ -225,15 +225,12 @@ class SingleRun:
             text = self.generation.stream.take() if self.generation is not None else ""
             if text:
                 self.text.append(text)
-                yield Piece(self.index, text, tuple(since), None, self._take())
+                yield Piece(self.index, text, tuple(since), None, noted(self.request, self.recorder))
                 since = []
         before = len(self.text)
         choice = self.finished().choice
         rest = "".join(self.text[before:])
-        yield Piece(self.index, rest, tuple(since), choice.finish_reason, self._take())
-
-    def _take(self) -> Logprobs | None:
-        return self.recorder.take() if self.recorder is not None and self.request.logprobs is not None else None
+        yield Piece(self.index, rest, tuple(since), choice.finish_reason, noted(self.request, self.recorder))
 
     @property
     def speculation(self) -> Speculation | None:
@@ -270,22 +267,7 @@ class SingleRun:
         text = "".join(self.text)
         if self.recorder is not None and stopped is not None:
             self.recorder.cut(len(text))
-        recorder = self.recorder
-        choice = Choice(
-            text=text,
-            tokens=tuple(generated.tolist()),
-            finish_reason=reason,
-            seed=request.seed_of(self.index),
-            index=self.index,
-            stop=str(stopped) if stopped is not None else None,
-            logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
-            parser=request.parser(text, complete=complete),
-        )
-        self.results = [Finished(choice, 0.0 if recorder is None else recorder.mean)]
-        return self.results[0]
-
-
-def _read_only(ids: NDArray[np.int32]) -> NDArray[np.int32]:
-    view = ids.view()
-    view.flags.writeable = False
-    return view
+        tokens = tuple(generated.tolist())
+        whole = finished(request, self.index, text, tokens, reason, stopped, self.recorder, complete=complete)
+        self.results = [whole]
+        return whole

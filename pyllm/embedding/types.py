@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.types import Shaped
+
 EncodingFormat = Literal["float", "base64"]
 
 
-class _Shaped(Mapping[str, Any]):
-    """A mapping by its ``to_dict()``."""
-
-    __slots__ = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, texts and numbers."""
-        raise NotImplementedError
-
-    def __getitem__(self, key: str) -> Any:
-        return self.to_dict()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.to_dict())
-
-    def __len__(self) -> int:
-        return len(self.to_dict())
-
-
 @dataclass(frozen=True, slots=True, eq=False)
-class Embedding(_Shaped):
+class Embedding(Shaped):
     """The vector of one text.
 
     Attributes:
@@ -80,7 +62,7 @@ class EmbeddingUsage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EmbeddingResponse(_Shaped):
+class EmbeddingResponse(Shaped):
     """The vectors of texts; a mapping in the shape of OpenAI's API too.
 
     Attributes:
@@ -104,7 +86,7 @@ class EmbeddingResponse(_Shaped):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class RerankResult(_Shaped):
+class RerankResult(Shaped):
     """One document and how well it answers the query.
 
     Attributes:

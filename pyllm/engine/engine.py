@@ -310,7 +310,7 @@ class Engine:
     def _check_queue(self, request: CompletionRequest) -> None:
         waiting = [text for text in self._texts.values() if text.task.seq is None]
         n = len({text.request.id for text in waiting}) + len(self._new)
-        if self.max_queued is not None and n >= max(self.max_queued, 1) and n + 1 > self.max_queued:
+        if self.max_queued is not None and n >= max(self.max_queued, 1):
             self._counters.rejected += 1
             raise QueueFullError(f"{n} requests wait already, and max_queued={self.max_queued}")
         if self.max_queued_tokens is not None:

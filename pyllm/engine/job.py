@@ -6,12 +6,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pyllm.completion.pieces import Finished
+from pyllm.completion.pieces import as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
-from pyllm.types import Chunk, Completion, Timings, Usage
+from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
     from pyllm.engine.engine import Engine
@@ -98,26 +97,13 @@ class Job:
 
     def emit(self, text: Text) -> None:
         """Hand on what has become final of a text."""
-        request = self.request
         if not self.streamed and text.reason is None:
             return
         piece = text.piece()
         if piece is None:
             return
         completion = self._assembled() if all(each.reason is not None for each in self.texts) else None
-        self._put(
-            Chunk(
-                text=piece.text,
-                tokens=piece.tokens,
-                finish_reason=piece.finish_reason,
-                completion=completion,
-                index=piece.index,
-                logprobs=piece.logprobs,
-                model=request.model,
-                id=request.id,
-                created=request.created,
-            )
-        )
+        self._put(as_chunk(self.request, piece, completion))
         if completion is not None:
             self._completion = completion
             self._done.set()
@@ -135,18 +121,8 @@ class Job:
             self._events.put(event)
 
     def _assembled(self) -> Completion:
-        request, now = self.request, time.perf_counter()
-        finished: list[Finished] = [text.finished() for text in self.texts]
-        n_generated = sum(len(one.choice.tokens) for one in finished)
-        best = finished
-        if len(finished) > request.n:
-            best = sorted(finished, key=lambda one: -one.mean_logprob)[: request.n]
+        now = time.perf_counter()
         first = self.first_token or now
-        return Completion(
-            choices=tuple(replace(one.choice, index=i) for i, one in enumerate(best)),
-            usage=Usage(len(request.ids), n_generated, self.texts[0].cached),
-            timings=Timings(1000 * (first - (self.started or first)), 1000 * (now - first), n_generated),
-            model=request.model,
-            id=request.id,
-            created=request.created,
-        )
+        texts = [text.finished() for text in self.texts]
+        prompt_ms, generation_ms = 1000 * (first - (self.started or first)), 1000 * (now - first)
+        return as_completion(self.request, texts, self.texts[0].cached, prompt_ms, generation_ms)

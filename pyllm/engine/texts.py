@@ -8,18 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.completion.logprobs import Recorder
-from pyllm.completion.pieces import Finished, Piece
 from pyllm.completion.request import CompletionRequest
-from pyllm.core.rows import Row
+from pyllm.completion.row_text import RowText
 from pyllm.engine.scheduler import Task
 from pyllm.errors import InvalidArgumentError
-from pyllm.processors.base import LogitsProcessor, process, reset
-from pyllm.sampling import accept_prompt
-from pyllm.types import Choice, FinishReason
+from pyllm.processors.base import LogitsProcessor, process, read_only, reset
 
 
-class Text:
+class Text(RowText):
     """A text in the making.
 
     Args:
@@ -33,23 +29,12 @@ class Text:
     def __init__(
         self, request: CompletionRequest, index: int, number: int, priority: int, *, alone: bool = False
     ) -> None:
-        chain = request.first_chain if index == 0 else request.chain(index)
-        sampler = request.sampler if chain is None else chain
-        assert sampler is not None
-        if chain is not None:
-            accept_prompt(chain, request.ids)
-        self.request = request
-        self.index = index
-        self.row = Row(sampler, stop=request.stop, special=request.special)
-        self.recorder = None if request.records is None else Recorder(request.vocab, request.records, request.special)
+        super().__init__(request, index)
         self.processors = own_processors(request, index)
         self.n_prompt = len(request.ids)
         self._buffer = np.empty(self.n_prompt + 64, np.int32)
         self._buffer[: self.n_prompt] = request.ids
         self.task = Task(number, self._buffer[: self.n_prompt], number, priority, shares=request.cache_prompt)
-        self.text = [request.prompt_text]
-        self.since = 0
-        self.reason: FinishReason | None = None
         self.alone = alone
         self.n_counted = 0
         self.cached = 0
@@ -80,52 +65,14 @@ class Text:
             self._buffer = np.concatenate([self._buffer, np.empty(n, np.int32)])
         self._buffer[n] = token
         self.task.ids = self._buffer[: n + 1]
-        if self.recorder is not None:
-            self.recorder.add(token, raw)
-        criteria = self.request.stopping_criteria
+        self.chose(token, raw)
         # No generator expression: what one closes over outlives its frame where a criterion raises.
-        for criterion in criteria:
+        for criterion in self.request.stopping_criteria:
             if criterion(self._ids(), row):  # type: ignore[arg-type]
                 self.reason = "stop"
-        if self.row.finish_reason is not None:
-            self.reason = "stop"
-        if self.reason is None and self.row.n_generated >= self.request.limit:
-            self.reason = "length"
-
-    def piece(self) -> Piece | None:
-        """What has become final since the last time."""
-        text = self.row.stream.take(all=self.reason is not None)
-        if self.reason is None and not text and not (self.since == 0 and self.text[0]):
-            return None
-        first = self.text[0] if self.since == 0 and len(self.text) == 1 else ""
-        self.text.append(text)
-        if self.recorder is not None and self.row.stream.stopped is not None:
-            self.recorder.cut(sum(map(len, self.text)))
-        tokens = self.row.tokens
-        fresh, self.since = tuple(tokens[self.since :]), len(tokens)
-        logprobs = None
-        if self.recorder is not None and self.request.logprobs is not None:
-            logprobs = self.recorder.take()
-        return Piece(self.index, first + text, fresh, self.reason, logprobs)
-
-    def finished(self) -> Finished:
-        """The text, when it is complete and all of it has been taken."""
-        request, recorder, stopped = self.request, self.recorder, self.row.stream.stopped
-        choice = Choice(
-            text="".join(self.text),
-            tokens=tuple(self.row.tokens),
-            finish_reason=self.reason or "abort",
-            seed=request.seed_of(self.index),
-            index=self.index,
-            stop=str(stopped) if stopped is not None else None,
-            logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
-        )
-        return Finished(choice, 0.0 if recorder is None else recorder.mean)
 
     def _ids(self) -> NDArray[np.int32]:
-        view = self.task.ids.view()
-        view.flags.writeable = False
-        return view
+        return read_only(self.task.ids)
 
 
 def own_processors(request: CompletionRequest, index: int) -> list[LogitsProcessor]:

@@ -67,6 +67,13 @@ def write(logits: NDArray[np.float32], result: Any, processor: object) -> None:
     logits[:] = values
 
 
+def read_only(ids: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The tokens as processors and stopping criteria see them: a view that cannot be written to."""
+    view = ids.view()
+    view.flags.writeable = False
+    return view
+
+
 def reset(processors: Iterable[object]) -> None:
     """Tell the processors that a new text begins: those with a method ``reset()``."""
     for processor in processors:
@@ -75,4 +82,4 @@ def reset(processors: Iterable[object]) -> None:
             method()
 
 
-__all__ = ["LogitsProcessor", "as_processors", "process", "reset", "write"]
+__all__ = ["LogitsProcessor", "as_processors", "process", "read_only", "reset", "write"]

@@ -169,22 +169,7 @@ class Evaluation:
         Raises:
             InvalidArgumentError: Nothing has been computed.
         """
-        given = dict(
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            temperature=temp,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            tfs_z=tfs_z,
-            mirostat_mode=mirostat_mode,
-            mirostat_eta=mirostat_eta,
-            mirostat_tau=mirostat_tau,
-            penalize_nl=penalize_nl,
-            grammar=grammar,
-        )
+        given = _of_sampling(locals())
         with self._guard:
             row = self._row_of(idx)
             processors = [] if logits_processor is None else [logits_processor]
@@ -273,22 +258,7 @@ class Evaluation:
 
         The other arguments are those of :meth:`create_completion`.
         """
-        given = dict(
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            typical_p=typical_p,
-            temperature=temp,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-            tfs_z=tfs_z,
-            mirostat_mode=mirostat_mode,
-            mirostat_eta=mirostat_eta,
-            mirostat_tau=mirostat_tau,
-            penalize_nl=penalize_nl,
-            grammar=grammar,
-        )
+        given = _of_sampling(locals())
         processors = [] if logits_processor is None else [logits_processor]
         with self._guard:
             if reset:
@@ -410,6 +380,15 @@ class Evaluation:
         from pyllm.compat.llama_cpp.llama_cache import common_prefix
 
         return common_prefix(np.asarray(a, np.int64), np.asarray(b, np.int64))
+
+
+def _of_sampling(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of a method's arguments that choose a token, by the names of create_completion."""
+    names = (
+        "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "frequency_penalty", "presence_penalty", "tfs_z",
+        "mirostat_mode", "mirostat_eta", "mirostat_tau", "penalize_nl", "grammar",
+    )  # fmt: skip
+    return {"temperature": arguments["temp"], **{name: arguments[name] for name in names}}
 
 
 __all__ = ["Evaluation"]
