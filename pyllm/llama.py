@@ -105,18 +105,8 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             of_model = {**self._arguments_for(speculative), **of_model}
         self.model_params, self.context_params = ModelParams(**of_model), ContextParams(n_ctx=n_ctx, **of_context)
         self._owns_model = not isinstance(model, Model)
-        if isinstance(model, Model):
-            if of_model:
-                raise InvalidArgumentError(f"the model is loaded already; {', '.join(of_model)} would do nothing")
-            self.model = model
-        else:
-            from pyllm import hub  # only here: a model that is loaded already needs none of it
-
-            path = hub.resolve(model)
-            self.model, fitted = loading.load(path, self.model_params, self.context_params, check=check_memory)
+        self.model, fitted = loading.open_model(model, of_model, self.context_params, check=check_memory)
         try:
-            if isinstance(model, Model):
-                fitted = loading.with_n_ctx(model, self.context_params, check=check_memory)
             self.context = Context(self.model, **given(fitted))
         except BaseException:
             if self._owns_model:

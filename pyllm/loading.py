@@ -1,16 +1,17 @@
-"""How a Llama gets a model and the size of its context: what fits into memory, found cheaply."""
+"""How a Llama or an Engine gets a model and the size of its context: what fits into memory, found cheaply."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm.core.model import Model
-from pyllm.errors import InsufficientMemoryError, ModelNotFoundError
+from pyllm.errors import InsufficientMemoryError, InvalidArgumentError, ModelNotFoundError
 from pyllm.host_memory import host_memory
 from pyllm.params import ContextParams, ModelParams, given
 
@@ -26,6 +27,58 @@ _PART = re.compile(r"^(.+)-00001-of-(\d{5})\.gguf$")
 # Whoever says one of these has made the decision that the fit would make.
 _DECIDED = ("n_gpu_layers", "tensor_split", "tensor_buft_overrides", "split_mode", "no_alloc", "vocab_only")
 _WIDE = ("f32", 0)
+
+
+def open_model(
+    model: str | os.PathLike[str] | Model,
+    of_model: Mapping[str, Any],
+    for_context: ContextParams,
+    *,
+    check: bool,
+    default_n_ctx: Callable[[Model], int] | None = None,
+) -> tuple[Model, ContextParams]:
+    """The model that was named, loaded, or the one that was given.
+
+    Args:
+        model: A GGUF file, an alias or a reference; or a model that is loaded already, which stays its owner's.
+        of_model: How to load it; fields of ModelParams.
+        for_context: How its context will be made.
+        check: Refuse what does not fit into memory.
+        default_n_ctx: Chooses the size of the context where `for_context` has none. None: see :func:`with_n_ctx`.
+
+    Returns:
+        The model, and how to make the context.
+
+    Raises:
+        InvalidArgumentError: The model is loaded already, and `of_model` says how to load it.
+        ModelNotFoundError: There is no such model.
+        InsufficientMemoryError: It would not fit.
+    """
+    choose = default_n_ctx if for_context.n_ctx is None else None
+    if isinstance(model, Model):
+        if of_model:
+            raise InvalidArgumentError(f"the model is loaded already; {', '.join(of_model)} would do nothing")
+        wanted = for_context if choose is None else replace(for_context, n_ctx=choose(model))
+        return model, with_n_ctx(model, wanted, check=check)
+    from pyllm import hub  # only here: a model that is loaded already needs none of it
+
+    path, for_model = hub.resolve(model), ModelParams(**of_model)
+    if choose is not None and _has_devices(given(for_model)):
+        from pyllm import memory
+
+        # What goes to a device depends on the size of the context: it must be known before.
+        with memory.Probe(path, **given(for_model)) as probe:
+            for_context = replace(for_context, n_ctx=choose(probe.model))
+        choose = None
+    loaded, fitted = load(path, for_model, for_context, check=check)
+    if choose is None:
+        return loaded, fitted
+    try:
+        wanted = replace(for_context, n_ctx=choose(loaded))
+        return loaded, with_n_ctx(loaded, wanted, given(for_model), check=check)
+    except BaseException:
+        loaded.close()
+        raise
 
 
 def load(path: Path, for_model: ModelParams, for_context: ContextParams, *, check: bool) -> tuple[Model, ContextParams]:

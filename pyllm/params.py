@@ -94,7 +94,7 @@ SAMPLER_ORDER = (
 # Those that can be asked for besides.
 _OTHER_SAMPLERS = ("infill", "adaptive_p")
 # Fields by the sampler that reads them: they have no effect where it is left out.
-_FIELDS_OF = {
+FIELDS_OF = {
     "penalties": ("repeat_penalty", "frequency_penalty", "presence_penalty"),
     "dry": ("dry_multiplier",),
     "top_n_sigma": ("top_n_sigma",),
@@ -134,6 +134,11 @@ _RANGES: dict[str, tuple[type, float, float]] = {
     "adaptive_target": (float, -1e30, 1),
     "adaptive_decay": (float, 0, 0.99),
 }
+
+
+def number_range(name: str) -> tuple[type, float, float]:
+    """Of a number among the fields of :class:`SamplingParams`: int or float, the smallest and the largest value."""
+    return _RANGES[name]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +243,7 @@ class SamplingParams:
         if self.mirostat:
             return
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for sampler, fields in _FIELDS_OF.items():
+        for sampler, fields in FIELDS_OF.items():
             for name in fields:
                 if sampler not in names and getattr(self, name) != defaults[name]:
                     raise InvalidArgumentError(

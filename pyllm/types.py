@@ -112,12 +112,16 @@ class Logprobs:
         text_offset: Where each begins in the text of its choice, in characters.
         token_logprobs: Natural logarithms; None for the first token of a prompt, which nothing predicts.
         top_logprobs: The likeliest tokens with their log-probabilities, and the token itself.
+        ids: Ids of the tokens. Several tokens may have the same text; the id tells them apart.
+        top_ids: The likeliest tokens as pairs of id and log-probability, the likeliest first.
     """
 
     tokens: tuple[str, ...]
     text_offset: tuple[int, ...]
     token_logprobs: tuple[float | None, ...]
     top_logprobs: tuple[dict[str, float] | None, ...]
+    ids: tuple[int, ...] = field(default=(), compare=False)
+    top_ids: tuple[tuple[tuple[int, float], ...], ...] = field(default=(), compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """In the shape of OpenAI's API."""

@@ -27,14 +27,17 @@ def invoke(*arguments: object, input: str | bytes = "") -> Done:
     from pyllm.cli import output
     from pyllm.cli.main import app
 
-    logger = logging.getLogger("pyllm")
-    handlers, level = list(logger.handlers), logger.level
+    loggers = [logging.getLogger(name) for name in ("pyllm", "pyllm.server", "uvicorn")]
+    before = [(list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
     try:
         done = CliRunner().invoke(app, [*map(str, arguments)], input=input, prog_name="pyllm")
     finally:
         output.set_verbose(False)
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
+        # A handler that `serve` has set up writes to a stream which is closed now.
+        for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+            logger.propagate = propagate
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     return Done(done.stdout, done.stderr, done.exit_code)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +14,7 @@ from typing import Any
 import httpx
 import numpy as np
 import openai
+import programs
 
 from pyllm.engine import Engine, Job
 from pyllm.server.run import Runner
@@ -89,3 +93,49 @@ def quiet(engine: Engine) -> None:
     """Nothing runs or waits any more, and no sequence is held but those that are kept for later."""
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
     wait_for(lambda: set(engine._cache.ledger.sequences) == set(engine._cache.idle))
+
+
+class Process:
+    """The program while it serves; its log is read line by line."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [*programs.PROGRAM, "serve", "--port", "0", "-t", "1", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "LLAMA_ARG_LOG_JSONL": "1", **environment},
+        )
+        self.lines: list[dict[str, Any]] = []
+        self.rest: list[str] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            try:
+                self.lines.append(json.loads(line))
+            except ValueError:
+                self.rest.append(line)
+
+    @property
+    def url(self) -> str:
+        def said() -> list[str]:
+            assert self.process.poll() is None, "".join(self.rest)
+            return [line["message"] for line in self.lines if "listening" in line["message"]]
+
+        wait_for(said, 60)
+        return said()[0].rpartition(" ")[2]
+
+    def wait(self) -> int:
+        code = self.process.wait(30)
+        self._reader.join(10)
+        return code
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+        self._reader.join(10)
+        self.process.stdout.close()
+        self.process.stderr.close()

@@ -8,14 +8,15 @@ A command asks for them with one parameter for each group::
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -69,7 +70,14 @@ class ModelOptions:
     ] = None
     model_draft: Annotated[
         str | None,
-        _model("--model-draft", "-md", "--draft", metavar="MODEL", help="A small model that drafts tokens."),
+        _model(
+            "--model-draft",
+            "-md",
+            "--spec-draft-model",
+            "--draft",
+            metavar="MODEL",
+            help="A small model that drafts tokens.",
+        ),
     ] = None
 
     def arguments(self) -> dict[str, Any]:
@@ -142,6 +150,27 @@ class SamplingOptions:
     dry_multiplier: Annotated[
         float | None, _sampling("--dry-multiplier", min=0, help="Strength of DRY against repetition; 0 is off.")
     ] = None
+    dry_base: Annotated[float | None, _sampling("--dry-base", min=0, help="DRY's base.")] = None
+    dry_allowed_length: Annotated[
+        int | None, _sampling("--dry-allowed-length", min=0, help="Repetitions so long are free for DRY.")
+    ] = None
+    dry_penalty_last_n: Annotated[
+        int | None, _sampling("--dry-penalty-last-n", min=0, help="Tokens that DRY looks back at.")
+    ] = None
+    dry_sequence_breaker: Annotated[
+        list[str] | None,
+        _sampling("--dry-sequence-breaker", help="A text that ends a repetition for DRY; may be repeated; none."),
+    ] = None
+    adaptive_target: Annotated[
+        float | None, _sampling("--adaptive-target", max=1, help="Adaptive-p: tokens near this probability.")
+    ] = None
+    adaptive_decay: Annotated[
+        float | None, _sampling("--adaptive-decay", min=0, max=0.99, help="How slowly adaptive-p follows.")
+    ] = None
+    dynatemp_range: Annotated[
+        float | None, _sampling("--dynatemp-range", min=0, help="The temperature varies by so much; 0 is off.")
+    ] = None
+    dynatemp_exp: Annotated[float | None, _sampling("--dynatemp-exp", help="How entropy becomes a temperature.")] = None
     mirostat: Annotated[int | None, _sampling("--mirostat", min=0, max=2, help="Mirostat 1 or 2; 0 is off.")] = None
     mirostat_lr: Annotated[float | None, _sampling("--mirostat-lr", min=0, help="Mirostat's eta.")] = None
     mirostat_ent: Annotated[float | None, _sampling("--mirostat-ent", min=0, help="Mirostat's tau.")] = None
@@ -173,6 +202,14 @@ class SamplingOptions:
             "presence_penalty": self.presence_penalty,
             "frequency_penalty": self.frequency_penalty,
             "dry_multiplier": self.dry_multiplier,
+            "dry_base": self.dry_base,
+            "dry_allowed_length": self.dry_allowed_length,
+            "dry_penalty_last_n": self.dry_penalty_last_n,
+            "dry_sequence_breakers": _breakers(self.dry_sequence_breaker),
+            "adaptive_target": self.adaptive_target,
+            "adaptive_decay": self.adaptive_decay,
+            "dynatemp_range": self.dynatemp_range,
+            "dynatemp_exponent": self.dynatemp_exp,
             "mirostat": self.mirostat,
             "mirostat_eta": self.mirostat_lr,
             "mirostat_tau": self.mirostat_ent,
@@ -232,22 +269,30 @@ def read_text(path: Path, flag: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Let a command have each parameter of a type above as one flag for each of its fields."""
+def with_options(function: Callable[..., None], variables: Mapping[str, str] | None = None) -> Callable[..., None]:
+    """Let a command have each parameter of a type above as one flag for each of its fields.
+
+    Args:
+        function: The command.
+        variables: Names of variables of the environment that stand for flags that are not given, by field.
+    """
     hints = get_type_hints(function, include_extras=True)
     signature = inspect.signature(function)
-    parameters, groups = [], {}
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
     for name, parameter in signature.parameters.items():
-        kind = hints[name]
-        if kind not in (ModelOptions, SamplingOptions, StructureOptions):
+        kind: Any = hints[name]
+        is_group = dataclasses.is_dataclass(kind)
+        if not is_group:
             parameters.append(parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY))
             continue
         groups[name] = kind
         fields = get_type_hints(kind, include_extras=True)
         for field in dataclasses.fields(kind):
+            annotation = _with_variable(fields[field.name], (variables or {}).get(field.name))
             parameters.append(
                 inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=fields[field.name]
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
                 )
             )
 
@@ -261,6 +306,19 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del command.__wrapped__  # typer must not look behind it
     return command
+
+
+def _with_variable(annotation: Any, variable: str | None) -> Any:
+    if variable is None:
+        return annotation
+    kind, option = get_args(annotation)
+    option = copy.copy(option)  # the class is for all commands
+    option.envvar = variable
+    return Annotated[kind, option]
+
+
+def _breakers(texts: list[str] | None) -> list[str] | None:
+    return [text for text in texts if text != "none"] if texts else None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -2,37 +2,120 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyllm.cli.models import find_model
-from pyllm.cli.options import ModelOptions, read_text, with_options
+from pyllm.cli.config import use_config
+from pyllm.cli.http_options import AcceptedOptions, ChatOptions, HTTPOptions
+from pyllm.cli.loading_options import LoadingOptions
+from pyllm.cli.models import find_companions, find_model
+from pyllm.cli.options import ModelOptions, SamplingOptions, read_text, with_options
 from pyllm.cli.output import note, set_verbose
+from pyllm.cli.serve_models import WantedModel, parse_bytes, wanted_models
+from pyllm.cli.speculation import SpeculationOptions
+
+if TYPE_CHECKING:
+    from pyllm.server import Settings
+    from pyllm.server.models.loader import ModelSpec
+    from pyllm.server.models.pool import Models
 
 _SERVER = "Server"
 _LIMITS = "Limits"
+_SEVERAL = "Several models"
 
 
 def _server(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_SERVER, **settings)
 
 
+def _several(*names: str, help: str, **settings: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_SEVERAL, **settings)
+
+
 def _limit(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_LIMITS, **settings)
 
 
-@with_options
+# What of a model's flags llama-server reads from the environment, too.
+_VARIABLES = {
+    "ctx_size": "LLAMA_ARG_CTX_SIZE",
+    "batch_size": "LLAMA_ARG_BATCH",
+    "ubatch_size": "LLAMA_ARG_UBATCH",
+    "threads": "LLAMA_ARG_THREADS",
+    "gpu_layers": "LLAMA_ARG_N_GPU_LAYERS",
+    "cache_type_k": "LLAMA_ARG_CACHE_TYPE_K",
+    "cache_type_v": "LLAMA_ARG_CACHE_TYPE_V",
+    "flash_attn": "LLAMA_ARG_FLASH_ATTN",
+    "model_draft": "LLAMA_ARG_SPEC_DRAFT_MODEL",
+    "temp": "LLAMA_ARG_TEMPERATURE",
+    "top_k": "LLAMA_ARG_TOP_K",
+    "top_p": "LLAMA_ARG_TOP_P",
+    "min_p": "LLAMA_ARG_MIN_P",
+    "repeat_penalty": "LLAMA_ARG_REPEAT_PENALTY",
+    "presence_penalty": "LLAMA_ARG_PRESENCE_PENALTY",
+    "frequency_penalty": "LLAMA_ARG_FREQUENCY_PENALTY",
+}
+
+
+def _read_config(ctx: typer.Context, value: Path | None) -> Path | None:
+    return use_config(ctx, value, serve)
+
+
+@partial(with_options, variables=_VARIABLES)
 def serve(
+    ctx: typer.Context,
     named: Annotated[str | None, typer.Argument(metavar="MODEL", help="A GGUF file or an alias.")] = None,
     model: Annotated[
-        str | None, _server("--model", "-m", envvar="LLAMA_ARG_MODEL", help="The same, by its flag.")
+        list[str] | None,
+        _server(
+            "--model",
+            "-m",
+            "--hf-repo",
+            "-hf",
+            "-hfr",
+            metavar="[NAME=]MODEL",
+            help="The same, by its flag; several: each with a name.",
+        ),
     ] = None,
     *,
+    config: Annotated[
+        Path | None,
+        _server(
+            "--config",
+            envvar="PYLLM_CONFIG",
+            metavar="FILE",
+            is_eager=True,
+            callback=_read_config,
+            help="A TOML or YAML file with flags and models.",
+        ),
+    ] = None,
+    models_max: Annotated[
+        int, _several("--models-max", envvar="LLAMA_ARG_MODELS_MAX", min=0, help="Models in memory at once; 0: any.")
+    ] = 4,
+    models_dir: Annotated[
+        Path | None,
+        _several("--models-dir", envvar="LLAMA_ARG_MODELS_DIR", metavar="FOLDER", help="All models in this folder."),
+    ] = None,
+    models_autoload: Annotated[
+        bool,
+        _several(
+            "--models-autoload/--no-models-autoload",
+            envvar="LLAMA_ARG_MODELS_AUTOLOAD",
+            help="Whether requests load their models.",
+        ),
+    ] = True,
+    memory_budget: Annotated[
+        str | None,
+        _several("--memory-budget", metavar="SIZE", help="Memory of all models, such as 8GiB. Default: what is free."),
+    ] = None,
+    model_timeout: Annotated[
+        float, _several("--model-timeout", min=1, help="Seconds that a request waits for its model to be loaded.")
+    ] = 300,
     alias: Annotated[
         str | None, _server("--alias", "-a", envvar="LLAMA_ARG_ALIAS", help="The name of the model in answers.")
     ] = None,
@@ -65,6 +148,14 @@ def serve(
         Path | None,
         _server("--chat-template-file", envvar="LLAMA_ARG_CHAT_TEMPLATE_FILE", metavar="FILE", help="Its file."),
     ] = None,
+    logits_processor: Annotated[
+        list[str] | None,
+        _server(
+            "--logits-processor",
+            metavar="MODULE:NAME",
+            help="A logits processor in Python for each text; several: run in this order.",
+        ),
+    ] = None,
     cors_origins: Annotated[
         str | None,
         _server(
@@ -74,8 +165,25 @@ def serve(
             help="Web pages from there may ask; several: with commas; * is all.",
         ),
     ] = None,
+    page: Annotated[
+        bool, _server("--ui/--no-ui", "--webui/--no-webui", envvar="LLAMA_ARG_UI", help="Serve a page for people at /.")
+    ] = True,
+    props: Annotated[bool, _server("--props", envvar="LLAMA_ARG_ENDPOINT_PROPS", help="Let /props take POST.")] = False,
+    spm_infill: Annotated[bool, _server("--spm-infill", help="For /infill, put the suffix before the prefix.")] = False,
+    slots: Annotated[
+        bool, _server("--slots/--no-slots", envvar="LLAMA_ARG_ENDPOINT_SLOTS", help="Tell at /slots what is computed.")
+    ] = True,
+    slot_prompts: Annotated[
+        bool, _server("--slot-prompts", envvar="LLAMA_SERVER_SLOTS_DEBUG", help="Tell the texts there, too.")
+    ] = False,
+    slot_save_path: Annotated[
+        Path | None, _server("--slot-save-path", metavar="FOLDER", help="Where /slots/{id} saves what slots hold.")
+    ] = None,
+    lora_init_without_apply: Annotated[
+        bool, _server("--lora-init-without-apply", help="Load adapters, and use them only where it is asked for.")
+    ] = False,
     log_json: Annotated[
-        bool, _server("--log-jsonl", envvar="LLAMA_ARG_LOG_JSONL", help="Log one JSON object per line.")
+        bool, _server("--log-jsonl/--no-log-jsonl", envvar="LLAMA_ARG_LOG_JSONL", help="Log one JSON object per line.")
     ] = False,
     parallel: Annotated[
         int, _limit("--parallel", "-np", envvar="LLAMA_ARG_N_PARALLEL", min=1, help="Texts computed at once.")
@@ -91,6 +199,32 @@ def serve(
             help="Most tokens of a text.",
         ),
     ] = -1,
+    cache_prompt: Annotated[
+        bool,
+        _limit(
+            "--cache-prompt/--no-cache-prompt", envvar="LLAMA_ARG_CACHE_PROMPT", help="Share what prompts have alike."
+        ),
+    ] = True,
+    cache_ram: Annotated[
+        int | None,
+        _limit(
+            "--cache-ram",
+            "-cram",
+            envvar="LLAMA_ARG_CACHE_RAM",
+            min=-1,
+            metavar="MiB",
+            help="Host memory for texts that had to leave the KV cache; 0: none, -1: any. Default: 1/8 of the free.",
+        ),
+    ] = None,
+    kv_unified: Annotated[
+        bool,
+        _limit(
+            "--kv-unified/--no-kv-unified",
+            "-kvu/-no-kvu",
+            envvar="LLAMA_ARG_KV_UNIFIED",
+            help="One KV cache, which any text may fill; else each has its part.",
+        ),
+    ] = False,
     target_ms: Annotated[
         float | None, _limit("--target-ms", min=0, help="How long running texts may wait while prompts are read.")
     ] = None,
@@ -98,6 +232,12 @@ def serve(
     max_queued_tokens: Annotated[
         int | None, _limit("--max-queued-tokens", min=0, help="Most tokens of prompts that wait; then 429.")
     ] = None,
+    max_connections: Annotated[
+        int, _limit("--max-connections", min=1, help="Most connections at once; then 503.")
+    ] = 1000,
+    head_timeout: Annotated[
+        float, _limit("--head-timeout", min=0.1, help="Seconds that a connection may stay without a request.")
+    ] = 30,
     max_body: Annotated[int, _limit("--max-body", min=1, help="Most bytes of a request.")] = 32 << 20,
     timeout: Annotated[
         float, _limit("--timeout", "-to", envvar="LLAMA_ARG_TIMEOUT", min=1, help="Seconds to read or write something.")
@@ -110,113 +250,146 @@ def serve(
         float, _limit("--shutdown-timeout", min=0, help="Seconds that running requests have when it is told to stop.")
     ] = 30,
     model_options: ModelOptions,
+    loading: LoadingOptions,
+    http: HTTPOptions,
+    chat: ChatOptions,
+    accepted: AcceptedOptions,
+    speculation: SpeculationOptions,
+    sampling: SamplingOptions,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log on stderr.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", "--log-verbose", help="Show llama.cpp's log on stderr.")
+    ] = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API and llama-server do.
 
     Flags and environment variables are named as those of llama-server. SIGTERM lets running requests end.
     """
+    values = {name: value for name, value in locals().items() if name != "ctx"}
     set_verbose(verbose)
-    if model is not None and named is not None:
-        raise typer.BadParameter("the model is named twice: as MODEL and by --model")
     try:
         import pyllm.server.run as running
         from pyllm.server.log import set_up_log
     except ModuleNotFoundError as error:
         note(f'error: the server needs {error.name}: pip install "pyllm[serve]"')
         raise typer.Exit(1) from error
-    template = chat_template if chat_template_file is None else read_text(chat_template_file, "--chat-template-file")
-    from pyllm.server import Settings, make_app
+    from pyllm.server import make_app
+    from pyllm.server.models.loader import serve_model
 
-    settings = Settings(
-        alias=alias,
-        api_keys=_keys(api_key or [], api_key_file),
-        metrics=metrics,
-        timeout=timeout,
-        ping_interval=max(0.0, sse_ping_interval),
-        max_body_bytes=max_body,
-        max_tokens=None if predict == -1 else predict,
-        drain_timeout=shutdown_timeout,
-        cors_origins=tuple(one.strip() for one in (cors_origins or "").split(",") if one.strip()),
-        chat_template=template,
-    )
-    path = find_model(model or named or "smollm2", yes=yes)
-    set_up_log(as_json=log_json, verbose=verbose)
-    arguments = _with_environment(model_options).arguments()
-    for flag in ("lora", "draft"):
-        if flag in arguments:
-            raise typer.BadParameter(f"--{flag}: the server knows no adapters and no draft models yet")
-    engine_arguments = {
-        "n_parallel": parallel,
-        "target_ms": target_ms or None,
-        "max_queued": max_queued,
-        "max_queued_tokens": max_queued_tokens,
-    }
+    accepted.check()
+    config_of_http = http.config()
+    wanted = wanted_models(ctx, named, model, models_dir)
+    settings = _settings(SimpleNamespace(**values))
+    log = partial(set_up_log, as_json=log_json, verbose=verbose, file=http.log_file, stderr=not http.log_disable)
     with ExitStack() as stack:
-        app = make_app(**_served(stack, path, arguments, engine_arguments, embeddings), settings=settings)
-        running.Runner(app, host=host, port=port).run()
+        if wanted.several:
+            specs = [_spec(one, SimpleNamespace(**one.over(values))) for one in wanted.models]
+            log()
+            app = make_app(models=_loaded(stack, specs, settings, SimpleNamespace(**values)))
+        else:
+            spec = _spec(wanted.models[0], SimpleNamespace(**values))
+            log()
+            served = serve_model(spec)
+            stack.callback(served.close)
+            app = make_app(served.engine, settings, embedder=served.embedder)
+        running.Runner(app, host=host, port=port, **config_of_http).run()
 
 
-def _served(
-    stack: ExitStack, path: Path, arguments: dict[str, Any], engine_arguments: dict[str, Any], embeddings: bool
-) -> dict[str, Any]:
-    """The engine and the embedder for a model, as arguments of make_app."""
-    from pyllm import Llama, Model
-    from pyllm.engine import Engine
-    from pyllm.params import ContextParams, ModelParams, field_names
-    from pyllm.server.embedder import EngineEmbedder
+def _settings(v: Any) -> Settings:
+    """The settings that flags give."""
+    from pyllm.processors.named import named_processor
+    from pyllm.server import Settings
 
+    template = v.chat_template
+    if v.chat_template_file is not None:
+        template = read_text(v.chat_template_file, "--chat-template-file")
+    return Settings(
+        alias=v.alias,
+        api_keys=_keys(v.api_key or [], v.api_key_file),
+        metrics=v.metrics,
+        timeout=v.timeout,
+        ping_interval=max(0.0, v.sse_ping_interval),
+        max_body_bytes=v.max_body,
+        max_connections=v.max_connections,
+        head_timeout=v.head_timeout,
+        max_tokens=None if v.predict == -1 else v.predict,
+        drain_timeout=v.shutdown_timeout,
+        cors_origins=tuple(one.strip() for one in (v.cors_origins or "").split(",") if one.strip()),
+        chat_template=template,
+        chat=v.chat.arguments(),
+        api_prefix=v.http.prefix(),
+        page=v.page,
+        props=v.props,
+        sampling=v.sampling.arguments(),
+        logits_processors=tuple(named_processor(name) for name in v.logits_processor or []),
+        spm_infill=v.spm_infill,
+        slots=v.slots,
+        slot_prompts=v.slot_prompts,
+        slot_save_path=None if v.slot_save_path is None else str(v.slot_save_path),
+    )
+
+
+def _spec(model: WantedModel, v: Any) -> ModelSpec:
+    """How a model is loaded and served, by the flags and by its table in the config file."""
+    from pyllm.server.models.loader import ModelSpec
+
+    path = find_model(model.reference, yes=v.yes)
+    arguments = v.model_options.arguments() | v.loading.arguments()
     if arguments.get("n_ctx") == 0:
         del arguments["n_ctx"]
-    of_model = {name: value for name, value in arguments.items() if name in field_names(ModelParams)}
-    rest = {name: value for name, value in arguments.items() if name not in of_model}
-    model = stack.enter_context(Model(path, **of_model))
-    if model.has_encoder or not model.has_decoder or _is_embedding_model(model):
-        return {"embedder": stack.enter_context(Llama(model, **rest))}
-    engine = stack.enter_context(Engine(model, **engine_arguments, **rest))
-    if not embeddings:
-        return {"engine": engine}
-    own = {name: rest[name] for name in ("n_threads", "n_threads_batch", "flash_attn_type") if name in rest}
-    embedder = EngineEmbedder(engine, ContextParams(**own))
-    stack.callback(embedder.close)
-    return {"engine": engine, "embedder": embedder}
+    engine_arguments = {
+        "n_parallel": v.parallel,
+        "target_ms": v.target_ms or None,
+        "max_queued": v.max_queued,
+        "max_queued_tokens": v.max_queued_tokens,
+        "cache_prompt": v.cache_prompt,
+        "kv_unified": v.kv_unified,
+    }
+    adapters = find_companions({"lora": arguments.pop("lora", [])}, yes=v.yes)["lora"]
+    if adapters:
+        engine_arguments["lora"] = [(file, 0.0 if v.lora_init_without_apply else scale) for file, scale in adapters]
+    if v.cache_ram is not None:
+        engine_arguments["host_cache_bytes"] = 1 << 62 if v.cache_ram < 0 else v.cache_ram << 20
+    draft = arguments.pop("draft", None)
+    engine_arguments |= v.speculation.arguments(has_draft=draft is not None) | (
+        {} if draft is None else {"draft": draft}
+    )
+    return ModelSpec(
+        name=model.name or v.alias or path.name,
+        path=path,
+        arguments=arguments,
+        engine=engine_arguments,
+        embeddings=v.embeddings,
+        settings=_settings(v),
+        load=model.load,
+    )
 
 
-def _is_embedding_model(model: Any) -> bool:
-    """Whether the file says how vectors of its tokens become one: it was made for that, and not for texts."""
-    architecture = model.meta("general.architecture")
-    return model.meta(f"{architecture}.pooling_type") not in (None, "0")
+def _loaded(stack: ExitStack, specs: list[ModelSpec], settings: Settings, v: Any) -> Models:
+    """Several models, those loaded that are to be there at the start."""
+    from pyllm.server.models.pool import Models
 
-
-# What of a model's flags llama-server reads from the environment, too.
-_VARIABLES = {
-    "ctx_size": ("LLAMA_ARG_CTX_SIZE", int),
-    "batch_size": ("LLAMA_ARG_BATCH", int),
-    "ubatch_size": ("LLAMA_ARG_UBATCH", int),
-    "threads": ("LLAMA_ARG_THREADS", int),
-    "gpu_layers": ("LLAMA_ARG_N_GPU_LAYERS", int),
-    "cache_type_k": ("LLAMA_ARG_CACHE_TYPE_K", str),
-    "cache_type_v": ("LLAMA_ARG_CACHE_TYPE_V", str),
-    "flash_attn": ("LLAMA_ARG_FLASH_ATTN", str),
-}
-
-
-def _with_environment(options: ModelOptions) -> ModelOptions:
-    """Flags that were not given, from the environment."""
-    found: dict[str, Any] = {}
-    for name, (variable, kind) in _VARIABLES.items():
-        text = os.environ.get(variable)
-        if text and getattr(options, name) is None:
-            try:
-                found[name] = kind(text)
-            except ValueError:
-                raise typer.BadParameter(f"{variable} must be an integer, not {text!r}") from None
-    return dataclasses.replace(options, **found)
+    n_bytes = None if v.memory_budget is None else parse_bytes(v.memory_budget, "--memory-budget")
+    models = Models(
+        specs,
+        settings,
+        n_bytes=n_bytes,
+        n_models=v.models_max or None,
+        autoload=v.models_autoload,
+        timeout=v.model_timeout,
+    )
+    stack.callback(models.close)
+    models.load_at_start()
+    return models
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
     texts = [key for text in given for key in text.split(",")]
     if file is not None:
         texts += [line for line in read_text(file, "--api-key-file").splitlines() if not line.startswith("#")]
-    return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    keys = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
+    if not keys and (given or file is not None):
+        # Whoever wanted keys does not want a server for everybody.
+        where = "--api-key" if file is None else f"--api-key-file: {file}"
+        raise typer.BadParameter(f"{where} has no key in it; leave it out if nobody needs one")
+    return keys

@@ -34,6 +34,8 @@ class Recorder:
         self.offsets: list[int] = []
         self.logprobs: list[float | None] = []
         self.top: list[dict[str, float] | None] = []
+        self.ids: list[int] = []
+        self.top_ids: list[tuple[tuple[int, float], ...]] = []
         self.n_prompt = 0
         self._n_characters = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -41,24 +43,63 @@ class Recorder:
 
     def add(self, token: int, row: NDArray[np.float32] | None) -> None:
         """Note a token and the row of logits that predicted it, shape (n_vocab,); no row, no numbers."""
+        if row is None:
+            self._note(token, None, [], self._shown(token))
+            return
+        top = top_k_logprobs(row, self.k) if self.k else None
+        self._note(token, token_logprobs(row, token), _pairs(top), self._shown(token))
+
+    def add_prompt(self, tokens: NDArray[np.int32], rows: NDArray[np.float32]) -> None:
+        """Note tokens of a prompt; the first one of all, which nothing predicts, with :meth:`begin_prompt`.
+
+        Args:
+            tokens: int32, shape (n,).
+            rows: The logits that predicted them: float32, C-contiguous, shape (n, n_vocab).
+        """
+        values = token_logprobs(rows, tokens).tolist()
+        ids, likeliest = top_k_logprobs(rows, self.k) if self.k else (None, None)
+        for i, token in enumerate(tokens.tolist()):
+            top = [] if ids is None or likeliest is None else _pairs((ids[i], likeliest[i]))
+            self._note(token, values[i], top, True)
+
+    def begin_prompt(self, token: int) -> None:
+        """Note the first token of a prompt."""
+        self._note(token, None, [], True)
+
+    def add_end(self, row: NDArray[np.float32]) -> None:
+        """Note that the model has ended the text: the likeliest of the tokens that do; it has no place in it."""
+        candidates = self.vocab.eog_tokens
+        token = int(candidates[np.argmax(row[candidates])])
+        top = top_k_logprobs(row, self.k) if self.k else None
+        self._note(token, token_logprobs(row, token), _pairs(top), False)
+
+    def take_over(self, other: Recorder) -> None:
+        """Begin with all that another one has noted, which is a prompt."""
+        self.n_prompt, self._n_characters = other.n_prompt, other._n_characters
+        for name in ("tokens", "offsets", "logprobs", "top", "ids", "top_ids"):
+            setattr(self, name, list(getattr(other, name)))
+
+    def _note(self, token: int, logprob: float | None, top_ids: list[tuple[int, float]], shown: bool) -> None:
         text = self._text(token)
         self.tokens.append(text)
+        self.ids.append(token)
         self.offsets.append(self._n_characters)
-        self._n_characters += len(self._decoder.decode(self.vocab.token_to_piece(token, special=self._shown(token))))
-        if row is None:
+        self._n_characters += len(self._decoder.decode(self.vocab.token_to_piece(token, special=shown)))
+        if logprob is None:
             self.logprobs.append(None)
             self.top.append(None)
+            self.top_ids.append(())
             return
-        logprob = float(token_logprobs(row, token))
+        # As exact as those of the likeliest, so that the likeliest can be told by comparing.
+        logprob = float(np.float32(logprob))
         self.logprobs.append(logprob)
         top: dict[str, float] = {}
-        if self.k:
-            ids, values = top_k_logprobs(row, self.k)
-            for other, value in zip(ids.tolist(), values.tolist(), strict=True):
-                # Two tokens may have the same text: the likelier one counts.
-                top.setdefault(self._text(other), value)
+        for other, value in top_ids:
+            # Two tokens may have the same text: the likelier one counts.
+            top.setdefault(self._text(other), value)
         top.setdefault(text, logprob)
         self.top.append(top)
+        self.top_ids.append(tuple(top_ids))
 
     def end_prompt(self, n_characters: int) -> None:
         """What was noted so far is the prompt, which is shown as so many characters."""
@@ -72,7 +113,7 @@ class Recorder:
     def cut(self, n_characters: int) -> None:
         """Forget generated tokens that begin behind the end of the text: those of a stop string."""
         while len(self.tokens) > max(self.n_prompt, self._taken) and self.offsets[-1] >= n_characters:
-            for items in (self.tokens, self.offsets, self.logprobs, self.top):
+            for items in (self.tokens, self.offsets, self.logprobs, self.top, self.ids, self.top_ids):
                 items.pop()
 
     @property
@@ -96,6 +137,8 @@ class Recorder:
             tuple(self.offsets[start:]),
             tuple(self.logprobs[start:]),
             tuple(self.top[start:]),
+            tuple(self.ids[start:]),
+            tuple(self.top_ids[start:]),
         )
 
     def _shown(self, token: int) -> bool:
@@ -122,14 +165,23 @@ def score_prompt(context: Context, ids: NDArray[np.int32], recorder: Recorder) -
         ids: The prompt, int32, shape (n,).
         recorder: Where to note it.
     """
-    recorder.add(int(ids[0]), None)
-    step = max(1, min(context.n_batch, _MOST_FLOATS // context.n_vocab))
+    recorder.begin_prompt(int(ids[0]))
+    step = rows_at_once(context.n_batch, context.n_vocab)
     for start in range(0, len(ids) - 1, step):
         part = ids[start : min(start + step, len(ids) - 1)]
         positions = np.arange(start, start + len(part), dtype=np.int32)
         context.decode(Batch.from_arrays(part, pos=positions, outputs="all"))
         rows = np.asarray(context.logits)
-        for i in range(len(part)):
-            recorder.add(int(ids[start + i + 1]), rows[i])
+        recorder.add_prompt(ids[start + 1 : start + 1 + len(part)], rows[: len(part)])
         # A view would keep the next decode from enlarging the buffer.
         del rows
+
+
+def rows_at_once(n: int, n_vocab: int) -> int:
+    """How many rows of logits may exist at once, at most n: they are large."""
+    return max(1, min(n, _MOST_FLOATS // n_vocab))
+
+
+def _pairs(top: tuple[NDArray[np.int32], NDArray[np.float32]] | None) -> list[tuple[int, float]]:
+    """Ids and log-probabilities, as pairs."""
+    return [] if top is None else list(zip(top[0].tolist(), top[1].tolist(), strict=True))

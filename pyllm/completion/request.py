@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import numbers
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,7 +112,8 @@ class CompletionRequest:
         if self.best_of > 1 and self.sampler is not None:
             raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
 
-        ids = _prompt_ids(llama, prompt, own["suffix"], own["spm_infill"])
+        with _encoded("the prompt"):
+            ids = _prompt_ids(llama, prompt, own["suffix"], own["spm_infill"])
         self.overflow = Overflow(llama, own["overflow"], own["n_keep"])
         self.ids = self.overflow.fit(ids, self.max_tokens)
         if own["suffix"] is not None and len(self.ids) < len(ids):
@@ -122,7 +124,8 @@ class CompletionRequest:
         self.speculation = llama._speculation(own["speculative"])
         self.room = _room(llama, len(self.ids))
         self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
-        self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
+        with _encoded("a parameter of sampling"):
+            self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.model = os.path.basename(llama.model.path)
@@ -139,6 +142,11 @@ class CompletionRequest:
         if self.logprobs is None and self.best_of > self.n:
             return 0
         return self.logprobs
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for."""
+        return self.echo and self.logprobs is not None
 
     def parser(self, text: str, *, complete: bool) -> Callable[[], Any] | None:
         """What makes the value that a text stands for; None where there is none, or the model has not ended it."""
@@ -185,6 +193,8 @@ def _check_count(name: str, value: Any, low: int, high: int | None) -> int:
 
 
 def _criteria(value: Any) -> list[StoppingCriterion]:
+    if value is not None and not callable(value) and not isinstance(value, Iterable):
+        raise InvalidArgumentError(f"stopping_criteria must be a function or several, not {value!r}")
     criteria = [] if value is None else [value] if callable(value) else list(value)
     for criterion in criteria:
         if not callable(criterion):
@@ -197,11 +207,18 @@ def _stop(value: Any) -> tuple[str | bytes, ...]:
     if not isinstance(stop, Iterable):
         raise InvalidArgumentError(f"stop must be a text or a list of texts, not {value!r}")
     result = tuple(stop)
-    try:
+    with _encoded("stop"):
         TextStream(result)  # its errors are raised now
-    except UnicodeEncodeError as cause:
-        raise InvalidArgumentError(f"a stop string is no text: {cause}") from None
     return result
+
+
+@contextlib.contextmanager
+def _encoded(what: str) -> Iterator[None]:
+    """Text that cannot be encoded is the caller's mistake."""
+    try:
+        yield
+    except UnicodeEncodeError as cause:
+        raise InvalidArgumentError(f"{what} holds half of a surrogate pair, which is no character: {cause}") from None
 
 
 def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any, suffix_first: Any) -> NDArray[np.int32]:

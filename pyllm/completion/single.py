@@ -196,6 +196,8 @@ class SingleRun:
             self.ended = "abort"
             return None
         if token is None:
+            if self.recorder is not None and raw is not None and request.scores_prompt:
+                self.recorder.add_end(raw)
             return None
         if self.recorder is not None:
             self.recorder.add(token, raw)

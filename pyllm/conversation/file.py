@@ -106,6 +106,18 @@ def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
         FileNotFoundError: There is none.
         StateError: It is damaged, of another kind, or of another model.
     """
+    saved = parse(path)
+    check(path, saved, llama, kind)
+    return saved
+
+
+def parse(path: str | os.PathLike[str]) -> SavedText:
+    """What a file says, whole but not yet compared with any model; see :func:`check`.
+
+    Raises:
+        FileNotFoundError: There is none.
+        StateError: It is damaged.
+    """
     name = os.fsdecode(path)
     with open(name, "rb") as file:
         data = file.read()
@@ -124,15 +136,21 @@ def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
     except (ValueError, RecursionError) as error:
         raise StateError(f"{name!r} is damaged: {error}") from None
     start += n_header
+    if not isinstance(header, dict):
+        raise StateError(f"{name!r} is damaged: its header is {header!r}")
     tokens = np.frombuffer(data, "<i4", n_tokens, start).astype(np.int32)
-    _check(name, header, tokens, llama, kind)
     return SavedText(header, tokens, data[start + 4 * n_tokens : size - _END.size])
 
 
-def _check(name: str, header: Any, tokens: NDArray[np.int32], llama: Llama, kind: str) -> None:
-    if not isinstance(header, dict) or header.get("kind") != kind:
-        found = header.get("kind") if isinstance(header, dict) else header
-        raise StateError(f"{name!r} holds a {found}, not a {kind}")
+def check(path: str | os.PathLike[str], saved: SavedText, llama: Llama, kind: str) -> None:
+    """Compare a file with the model that it shall be used with.
+
+    Raises:
+        StateError: It is of another kind, or of another model.
+    """
+    name, header, tokens = os.fsdecode(path), saved.header, saved.tokens
+    if header.get("kind") != kind:
+        raise StateError(f"{name!r} holds a {header.get('kind')}, not a {kind}")
     own = json.loads(json.dumps(facts(llama)))
     if header.get("model") != own["model"]:
         raise StateError(f"{name!r} was saved with another model: {_first(header)}, not {_first(own)}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -167,8 +169,9 @@ class Embedder:
         Raises:
             InvalidArgumentError: There is no such type, or the model cannot do it.
         """
+        name = os.path.basename(self.model.path)
         if self.model.has_encoder and self.model.has_decoder:
-            raise InvalidArgumentError(f"{self.model.path!r} is an encoder-decoder model: it has no vectors of texts")
+            raise InvalidArgumentError(f"{name!r} is an encoder-decoder model: it has no vectors of texts")
         if asked is None:
             asked = self.params.pooling_type
         pooling = PoolingType.UNSPECIFIED if asked is None else enums.coerce(PoolingType, asked, "pooling")
@@ -176,13 +179,13 @@ class Embedder:
             pooling = self._own_pooling()
             if pooling == PoolingType.RANK:
                 raise InvalidArgumentError(
-                    f"{self.model.path!r} is a reranker: it scores pairs of texts. Use rerank(), or name a pooling"
+                    f"{name!r} is a reranker: it scores pairs of texts. Use rerank(), or name a pooling"
                 )
             if pooling == PoolingType.NONE:
                 return PoolingType.MEAN
         if pooling == PoolingType.RANK and not self.is_reranker:
             raise InvalidArgumentError(
-                f"{self.model.path!r} has no head that gives scores: pooling='rank' and rerank() need a reranker"
+                f"{name!r} has no head that gives scores: pooling='rank' and rerank() need a reranker"
             )
         return pooling
 
@@ -212,6 +215,38 @@ class Embedder:
             DecodeAborted: It was called off.
             ContextError: There is no memory for a context of that size.
         """
+        steps = self.steps(texts, pooling, adapters=adapters, job=job)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: Vectors = end.value
+                return result
+
+    def steps(
+        self,
+        texts: Sequence[NDArray[np.int32]],
+        pooling: PoolingType,
+        *,
+        adapters: tuple[tuple[LoraAdapter, float], ...] = (),
+        job: Job | None = None,
+        most: Callable[[], int] | None = None,
+    ) -> Generator[int, None, Vectors]:
+        """As :meth:`compute`, decode by decode. Nobody else can compute until it has ended or is closed.
+
+        Args:
+            texts: See :meth:`compute`.
+            pooling: See :meth:`compute`.
+            adapters: See :meth:`compute`.
+            job: See :meth:`compute`.
+            most: Asked before each decode how many tokens of a text that can be cut may be in it.
+
+        Yields:
+            int: Tokens of the decode that was made.
+
+        Returns:
+            list: See :meth:`compute`.
+        """
         job = Job() if job is None else job
         if not texts:
             return []
@@ -225,7 +260,7 @@ class Embedder:
                     context.set_adapters(adapters)
                 n_tokens = context.n_ctx if self._splits(context, pooling) else self.n_batch(pooling)
                 for pack in packs([len(text) for text in texts], n_tokens=n_tokens, n_seq=context.n_seq_max):
-                    result += self._pack(context, [texts[i] for i in pack], pooling, job)
+                    result += yield from self._pack(context, [texts[i] for i in pack], pooling, job, most)
             finally:
                 with self._state_lock:
                     self._job = self._context = None
@@ -264,8 +299,7 @@ class Embedder:
         n_batch = _rounded(self.n_batch(pooling)) if splits else longest
         # A recurrent state is kept for every sequence, and they are computed one by one.
         recurrent = self.model.is_recurrent or self.model.is_hybrid
-        context = Context(
-            self.model,
+        context = self._new_context(
             **arguments,
             n_ctx=longest,
             n_batch=n_batch,
@@ -283,6 +317,9 @@ class Embedder:
         context.close()
         raise ClosedError("the Llama has been closed")
 
+    def _new_context(self, **arguments: Any) -> Context:
+        return Context(self.model, **arguments)
+
     def _sees_behind(self, context: Context) -> bool:
         """Whether tokens see those before them only. An encoder sees all, whatever its context says."""
         return context.has_memory and context.causal_attn and not self.model.has_encoder
@@ -291,19 +328,32 @@ class Embedder:
         """Whether a text may be computed in several portions."""
         return self._sees_behind(context) and pooling != PoolingType.MEAN
 
-    def _pack(self, context: Context, texts: list[NDArray[np.int32]], pooling: PoolingType, job: Job) -> Vectors:
+    def _pack(
+        self,
+        context: Context,
+        texts: list[NDArray[np.int32]],
+        pooling: PoolingType,
+        job: Job,
+        most: Callable[[], int] | None,
+    ) -> Generator[int, None, Vectors]:
         """The vectors of texts that the context has room for at once."""
         while True:
             job.check()
             if self._closed:
                 raise ClosedError("the Llama has been closed")
             try:
-                return self._decoded(context, texts, pooling)
+                return (yield from self._decoded(context, texts, pooling, most))
             except DecodeAborted:
                 # It may have been meant for another job, which had just ended by itself.
                 job.check()
 
-    def _decoded(self, context: Context, texts: list[NDArray[np.int32]], pooling: PoolingType) -> Vectors:
+    def _decoded(
+        self,
+        context: Context,
+        texts: list[NDArray[np.int32]],
+        pooling: PoolingType,
+        most: Callable[[], int] | None,
+    ) -> Generator[int, None, Vectors]:
         if context.has_memory:
             context.memory.clear(data=False)
         lengths = np.array([len(text) for text in texts])
@@ -311,19 +361,22 @@ class Embedder:
         tokens = np.concatenate(texts)
         pos = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
         seq_ids = np.repeat(np.arange(len(texts), dtype=np.int32), lengths)
-        if pooling in (PoolingType.LAST, PoolingType.RANK) and self._splits(context, pooling):
+        splits = self._splits(context, pooling)
+        most = most if splits else None
+        if pooling in (PoolingType.LAST, PoolingType.RANK) and splits:
             # Only the last tokens have a vector to give. The others are computed without outputs: where embeddings are
             # on, llama.cpp makes an output of every token, with the logits of its whole vocabulary.
             last = np.zeros(len(tokens), np.bool_)
             last[ends - 1] = True
             context.set_embeddings(False)
             try:
-                self._decode(context, tokens[~last], pos[~last], seq_ids[~last], "none")
+                yield from self._decode(context, tokens[~last], pos[~last], seq_ids[~last], "none", most)
             finally:
                 context.set_embeddings(True)
-            self._decode(context, tokens[last], pos[last], seq_ids[last], "all")
+            # All in one decode: llama.cpp knows the vectors of the last one only.
+            yield from self._decode(context, tokens[last], pos[last], seq_ids[last], "all", None)
         else:
-            rows = self._decode(context, tokens, pos, seq_ids, "all")
+            rows = yield from self._decode(context, tokens, pos, seq_ids, "all", most)
             if pooling == PoolingType.NONE:
                 return [part.copy() for part in np.split(rows, ends[:-1])]
         return [context.embeddings_seq(i) for i in range(len(texts))]
@@ -335,11 +388,14 @@ class Embedder:
         pos: NDArray[np.int32],
         seq_ids: NDArray[np.int32],
         outputs: str,
-    ) -> NDArray[np.float32]:
+        most: Callable[[], int] | None,
+    ) -> Generator[int, None, NDArray[np.float32]]:
         """Compute tokens in as many decodes as it takes; the vectors of all, where the context does not pool."""
         rows = [np.empty((0, context.model.n_embd_out), np.float32)]
-        for start in range(0, len(tokens), context.n_batch):
-            part = slice(start, start + context.n_batch)
+        start = 0
+        while start < len(tokens):
+            step = context.n_batch if most is None else max(1, min(context.n_batch, most()))
+            part = slice(start, start + step)
             batch = Batch.from_arrays(tokens[part], pos=pos[part], seq_ids=seq_ids[part], outputs=outputs)
             if self.model.has_encoder:
                 context.encode(batch)
@@ -347,6 +403,8 @@ class Embedder:
                 context.decode(batch)
             if context.pooling_type == PoolingType.NONE:
                 rows.append(context.embeddings.copy())
+            start += step
+            yield len(tokens[part])
         return np.concatenate(rows)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import numbers
-import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
@@ -19,6 +17,7 @@ from pyllm.errors import ClosedError, InvalidArgumentError
 if TYPE_CHECKING:
     from pyllm.core.context import Context
     from pyllm.core.model import Model
+    from pyllm.embedding.asks import Ask
     from pyllm.embedding.embedder import Embedder, Job
     from pyllm.embedding.inputs import Text, Texts
     from pyllm.embedding.types import EmbeddingResponse, EncodingFormat, RerankResult
@@ -139,9 +138,10 @@ class EmbeddingMethods:
         Yields:
             float32, shape (k, n_embd), with k = block_size but for the last block; with "none" lists.
         """
+        from pyllm.embedding.asks import check_positive
         from pyllm.embedding.inputs import is_one
 
-        _check_positive("block_size", block_size)
+        check_positive("block_size", block_size)
         if is_one(input):
             raise InvalidArgumentError("iter_embed() takes several texts: put a single one into a list")
         if isinstance(input, Mapping) or not isinstance(input, Iterable):
@@ -150,9 +150,11 @@ class EmbeddingMethods:
         return self._blocks(iter(input), block_size, arguments)
 
     def _blocks(self, texts: Iterator[Text], block_size: int, arguments: dict[str, Any]) -> Iterator[Any]:
+        from pyllm.embedding.asks import numbered
+
         done = 0
         while block := list(islice(texts, block_size)):
-            yield self._embedded(block, **arguments, name=partial(_numbered, first=done))[0]
+            yield self._embedded(block, **arguments, name=partial(numbered, first=done))[0]
             done += len(block)
 
     def create_embedding(
@@ -179,24 +181,11 @@ class EmbeddingMethods:
         Raises:
             InvalidArgumentError: As :meth:`embed`.
         """
+        from pyllm.embedding.asks import response_ask
+
         _check_arguments(arguments, "create_embedding()")
-        return self._created(input, model, encoding_format, dimensions=dimensions, **arguments)
-
-    def _created(
-        self, input: Text | Texts, model: str | None, encoding_format: EncodingFormat, **arguments: Any
-    ) -> EmbeddingResponse:
-        from pyllm.embedding.types import Embedding, EmbeddingResponse, EmbeddingUsage
-
-        if encoding_format not in ("float", "base64"):
-            raise InvalidArgumentError(f"encoding_format={encoding_format!r} is not one of 'float', 'base64'")
-        vectors, n_tokens, _ = self._embedded(input, **arguments)
-        if isinstance(vectors, list):
-            raise InvalidArgumentError("with pooling='none' a text has a vector for each token: use embed()")
-        return EmbeddingResponse(
-            tuple(Embedding(i, vector, encoding_format) for i, vector in enumerate(vectors)),
-            EmbeddingUsage(n_tokens),
-            os.path.basename(self.model.path) if model is None else model,
-        )
+        arguments["dimensions"] = dimensions
+        return self._asked(response_ask(self._embedder(), input, model, encoding_format, **arguments))
 
     # ---- documents
 
@@ -231,21 +220,28 @@ class EmbeddingMethods:
 
         Wraps ``llama_get_embeddings_seq``.
         """
-        return self._reranked(
-            query, documents, top_n=top_n, return_documents=return_documents, by=by, overflow=overflow
+        from pyllm.embedding.asks import ranks_ask
+
+        ask = ranks_ask(
+            self._embedder(),
+            query,
+            documents,
+            top_n=top_n,
+            return_documents=return_documents,
+            by=by,
+            overflow=overflow,
         )
+        return self._asked(ask)
 
     # ---- asyncio
 
     async def aembed(self, input: Text | Texts, **arguments: Any) -> Any:
         """As :meth:`embed`, for asyncio. It runs in a thread; a cancelled task aborts it within a step."""
+        from pyllm.embedding.asks import vectors_ask
+
         _check_arguments(arguments, "aembed()")
-
-        def work(job: Job) -> Any:
-            vectors, _, alone = self._embedded(input, **arguments, job=job)
-            return vectors[0] if alone else vectors
-
-        return await self._in_thread(work)
+        vectors, _, alone = await self.acompute(lambda asked: vectors_ask(asked, input, **arguments))
+        return vectors[0] if alone else vectors
 
     async def acreate_embedding(
         self,
@@ -256,21 +252,34 @@ class EmbeddingMethods:
         **arguments: Any,
     ) -> EmbeddingResponse:
         """As :meth:`create_embedding`, for asyncio; see :meth:`aembed`."""
+        from pyllm.embedding.asks import response_ask
+
         _check_arguments(arguments, "acreate_embedding()")
-        return await self._in_thread(lambda job: self._created(input, model, encoding_format, **arguments, job=job))
+        return await self.acompute(lambda asked: response_ask(asked, input, model, encoding_format, **arguments))
 
     async def arerank(
         self, query: str | bytes, documents: Iterable[str | bytes], **arguments: Any
     ) -> list[RerankResult]:
         """As :meth:`rerank`, for asyncio; see :meth:`aembed`."""
-        return await self._in_thread(lambda job: self._reranked(query, documents, job=job, **arguments))
+        from pyllm.embedding.asks import ranks_ask
 
-    async def _in_thread(self, work: Callable[[Job], T]) -> T:
+        return await self.acompute(lambda asked: ranks_ask(asked, query, documents, **arguments))
+
+    async def acompute(self, make: Callable[[Embedder], Ask[T]]) -> T:
+        """Have something computed, for asyncio; see :meth:`aembed`.
+
+        Args:
+            make: Called in a thread with what computes vectors; makes what is asked of it, with the functions of
+                :mod:`pyllm.embedding.asks`.
+
+        Returns:
+            The result of the ask.
+        """
         from pyllm.embedding.embedder import Job
 
         job, embedder = Job(), self._embedder()
         try:
-            return await asyncio.to_thread(work, job)
+            return await asyncio.to_thread(lambda: self._asked(make(embedder), job))
         except asyncio.CancelledError:
             embedder.cancel(job)
             raise
@@ -298,132 +307,16 @@ class EmbeddingMethods:
         if embedder is not None:
             embedder.close()
 
-    def _embedded(
-        self,
-        input: Text | Texts,
-        *,
-        pooling: Pooling = None,
-        normalize: Normalize = True,
-        overflow: Overflow = "error",
-        dimensions: int | None = None,
-        parse_special: bool = False,
-        name: Callable[[int], str] | None = None,
-        job: Job | None = None,
-    ) -> tuple[Any, int, bool]:
+    def _asked(self, ask: Ask[T], job: Job | None = None) -> T:
+        """Have an ask computed, and wait for it."""
+        found = self._embedder().compute(ask.texts, ask.pooling, adapters=self.context.adapters, job=job)
+        return ask.finish(found)
+
+    def _embedded(self, input: Text | Texts, *, job: Job | None = None, **arguments: Any) -> tuple[Any, int, bool]:
         """The vectors, how many tokens they took, and whether it was one text alone."""
-        from pyllm.embedding.inputs import several, tokens_of
-        from pyllm.embedding.vectors import check_dimensions, norm_of, normalized
-        from pyllm.embedding.windows import check_overflow, plan
-        from pyllm.enums import PoolingType
+        from pyllm.embedding.asks import vectors_ask
 
-        name = _numbered if name is None else name
-        embedder = self._embedder()
-        kind = embedder.pooling(pooling)
-        norm = norm_of(normalize)
-        check_overflow(overflow)
-        scores = kind == PoolingType.RANK
-        if overflow == "mean" and kind in (PoolingType.RANK, PoolingType.NONE):
-            raise InvalidArgumentError(f"pooling={kind.name.lower()!r} has no mean of windows: use overflow='truncate'")
-        if scores and dimensions is not None:
-            raise InvalidArgumentError("pooling='rank' gives scores, which have no dimensions to cut")
-        n_embd = len(self.model.cls_labels) or 1 if scores else self.model.n_embd_out
-        kept = check_dimensions(dimensions, n_embd)
-        texts, alone = several(input)
-        tokens = [
-            tokens_of(self.model.vocab, text, name(i), parse_special=parse_special) for i, text in enumerate(texts)
-        ]
-        windows = plan(tokens, self.model.vocab, embedder.limit, overflow, name)
-        found = embedder.compute(windows.windows, kind, adapters=self.context.adapters, job=job)
-        vectors = windows.combined(found)
-        if kind == PoolingType.NONE:
-            rows = [
-                normalized(each[:, :kept], norm, partial("token {1} of {0}".format, name(i)))
-                for i, each in enumerate(vectors)
-            ]
-            return rows, windows.n_tokens, alone
-        stacked = np.stack(vectors) if vectors else np.empty((0, n_embd), np.float32)
-        return normalized(stacked[:, :kept], None if scores else norm, name), windows.n_tokens, alone
-
-    def _reranked(
-        self,
-        query: str | bytes,
-        documents: Iterable[str | bytes],
-        *,
-        top_n: int | None = None,
-        return_documents: bool = False,
-        by: str = "model",
-        overflow: Literal["error", "truncate"] = "error",
-        job: Job | None = None,
-    ) -> list[RerankResult]:
-        from pyllm.embedding.types import RerankResult
-        from pyllm.embedding.windows import check_overflow
-
-        check_overflow(overflow, ("error", "truncate"))
-        if by not in ("model", "embedding"):
-            raise InvalidArgumentError(f"by={by!r} is not one of 'model', 'embedding'")
-        if top_n is not None:
-            _check_positive("top_n", top_n)
-        if isinstance(documents, (str, bytes)):
-            raise InvalidArgumentError("documents must be several texts: put a single one into a list")
-        if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
-            raise InvalidArgumentError(f"documents must be several texts, not {type(documents).__name__}")
-        texts = list(documents)
-        for name, text in [("the query", query), *((f"document {i}", text) for i, text in enumerate(texts))]:
-            if not isinstance(text, (str, bytes)):
-                raise InvalidArgumentError(f"{name} must be str or bytes, not {type(text).__name__}")
-        if not query:
-            raise InvalidArgumentError("the query is empty")
-        score = self._scores_by_model if by == "model" else self._scores_by_embedding
-        scores = score(query, texts, overflow, job)
-        best = np.argsort(-scores, kind="stable")[:top_n]
-        return [RerankResult(int(i), float(scores[i]), texts[i] if return_documents else None) for i in best]
-
-    def _scores_by_model(
-        self, query: str | bytes, documents: Sequence[str | bytes], overflow: str, job: Job | None
-    ) -> NDArray[np.float32]:
-        from pyllm.embedding.rerank import PairFormat
-        from pyllm.embedding.vectors import normalized
-        from pyllm.enums import PoolingType
-
-        embedder = self._embedder()
-        embedder.pooling(PoolingType.RANK)
-        form, limit = PairFormat(self.model), embedder.limit
-        pairs = []
-        for i, document in enumerate(documents):
-            tokens = form.tokens(query, document)
-            if len(tokens) > limit:
-                if overflow == "error":
-                    raise InvalidArgumentError(
-                        f"the query with document {i} has {len(tokens)} tokens, and at most {limit} can be computed at "
-                        "once; overflow='truncate' cuts the document"
-                    )
-                tokens = form.truncated(query, document, limit, i)
-            pairs.append(tokens)
-        found = embedder.compute(pairs, PoolingType.RANK, adapters=self.context.adapters, job=job)
-        scores = np.stack(found) if found else np.empty((0, 1), np.float32)
-        return normalized(scores, None, "document {}".format)[:, 0]
-
-    def _scores_by_embedding(
-        self, query: str | bytes, documents: Sequence[str | bytes], overflow: Any, job: Job | None
-    ) -> NDArray[np.float32]:
-        if not documents:
-            return np.empty(0, np.float32)
-        vectors, _, _ = self._embedded([query, *documents], overflow=overflow, name=_query_or_document, job=job)
-        scores: NDArray[np.float32] = np.clip(vectors[1:] @ vectors[0], -1.0, 1.0)
-        return scores
-
-
-def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InvalidArgumentError(f"{name} must be an integer of at least 1, not {value!r}")
-
-
-def _numbered(index: int, first: int = 0) -> str:
-    return f"text {first + index}"
-
-
-def _query_or_document(index: int) -> str:
-    return f"document {index - 1}" if index else "the query"
+        return self._asked(vectors_ask(self._embedder(), input, **arguments), job)
 
 
 def _check_arguments(arguments: dict[str, Any], function: str) -> None:

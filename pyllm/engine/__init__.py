@@ -15,5 +15,6 @@ from pyllm.engine.async_engine import AsyncEngine
 from pyllm.engine.engine import Engine, QueueFullError
 from pyllm.engine.job import Job
 from pyllm.engine.metrics import Metrics
+from pyllm.engine.slots import Slot, SlotBusyError
 
-__all__ = ["AsyncEngine", "Engine", "Job", "Metrics", "QueueFullError"]
+__all__ = ["AsyncEngine", "Engine", "Job", "Metrics", "QueueFullError", "Slot", "SlotBusyError"]

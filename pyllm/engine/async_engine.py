@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
+from pyllm.embedding.inputs import Text, Texts
+from pyllm.embedding.types import EmbeddingResponse, RerankResult
 from pyllm.engine.engine import Engine, Prompt
 from pyllm.engine.job import Event, Job
 from pyllm.types import Chunk, Completion
@@ -68,6 +70,20 @@ class AsyncEngine:
             submitting.add_done_callback(_cancel)
             raise
         return jobs[0]
+
+    async def embed(self, input: Text | Texts, **arguments: Any) -> Any:
+        """The vectors of texts; see :meth:`pyllm.Llama.embed`. A cancelled task cancels it within a step."""
+        return await self.engine.aembed(input, **arguments)
+
+    async def create_embedding(self, input: Text | Texts, **arguments: Any) -> EmbeddingResponse:
+        """The same in the shape of OpenAI's API; see :meth:`pyllm.Llama.create_embedding`."""
+        return await self.engine.acreate_embedding(input, **arguments)
+
+    async def rerank(
+        self, query: str | bytes, documents: Iterable[str | bytes], **arguments: Any
+    ) -> list[RerankResult]:
+        """Documents by how well they answer a query; see :meth:`pyllm.Llama.rerank`."""
+        return await self.engine.arerank(query, documents, **arguments)
 
     async def _events(self, prompt: Prompt, stream: bool, arguments: dict[str, Any]) -> AsyncIterator[Chunk]:
         events: asyncio.Queue[Event] = asyncio.Queue()

@@ -12,32 +12,42 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm import loading
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
 from pyllm.core.model import Model
+from pyllm.engine.adapters import AdapterMethods, Adapters
+from pyllm.engine.between import BetweenSteps
 from pyllm.engine.cache import SequenceCache
+from pyllm.engine.drafts import Drafts
+from pyllm.engine.embedding import EngineEmbedding, bare, products, vector_queue
+from pyllm.engine.host import HostCache, check_host_bytes
 from pyllm.engine.job import Event, Job
 from pyllm.engine.lane import Lane
 from pyllm.engine.metrics import Counters, Metrics
 from pyllm.engine.pace import Pace
+from pyllm.engine.prompt_record import PromptRecord, rows_per_step
 from pyllm.engine.runner import Runner
 from pyllm.engine.scheduler import Limits, Task, plan
+from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
+from pyllm.engine.slot_files import SlotMethods
+from pyllm.engine.slots import Slots
 from pyllm.engine.texts import Text
+from pyllm.engine.turns import Turns
 from pyllm.errors import ClosedError, InvalidArgumentError, NoKVSlotError, PyllmError
+from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
+from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Completion
 
 Prompt = str | bytes | Sequence[int] | NDArray[np.integer[Any]]
-
-MAX_SEQUENCES = 256
-DEFAULT_N_CTX = 4096
 
 
 class QueueFullError(PyllmError, RuntimeError):
     """More requests wait than the engine was told to hold; try again later."""
 
 
-class Engine:
+class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
     """Generates many texts at once, and lets requests come and go at any time.
 
     Args:
@@ -45,6 +55,9 @@ class Engine:
         n_ctx: Size of the KV cache in tokens, for all texts together. None: the length the model was trained with,
             at most 4096, for each of `n_parallel` texts.
         n_parallel: Texts that are computed at once.
+        kv_unified: Whether all texts share one cache, and one of them may fill it: what is equal takes room once, and
+            where it is full texts stop and go on later. Each token then is compared with the cells of all texts, which
+            costs time. Otherwise each of them has ``n_ctx / n_parallel`` tokens of its own.
         n_batch: Tokens of one step.
         n_prompt: Tokens of prompts in a step while texts are being generated, at most.
         target_ms: How long running texts may wait for their next token while prompts are read. None: as long as
@@ -52,12 +65,23 @@ class Engine:
         max_queued: Requests that may wait; more are refused with QueueFullError. None: any number.
         max_queued_tokens: Tokens of prompts that may wait.
         cache_prompt: Whether requests share what is computed of equal beginnings, unless they say otherwise.
+        host_cache_bytes: Bytes of the host's memory for texts that had to leave the KV cache, so that they need not be
+            computed again. None: an eighth of what is free, 8 GiB at most. 0: nothing is kept.
         seed: Seed for every request that names none. None: a new random one each time.
+        lora: LoRA adapters for every request that names none, as for :class:`pyllm.Llama`. With a scale of 0 one is
+            only loaded, and requests can name it.
+        draft: A draft model, as for :class:`pyllm.Llama`.
+        speculative: How drafts are made for requests that do not say it, as for :class:`pyllm.Llama`.
+        speculate_up_to: Drafts are made while so many texts run, and none while more do, which fill the batch already.
+        embeddings: Make vectors as well, in contexts of their own; see :meth:`embed`. A model that was made for vectors
+            makes only these; False: it generates texts all the same, if it can. None: what it was made for.
+        check_memory: Refuse a model or a context that does not fit into memory, before anything is allocated.
         **params: Every argument of :class:`pyllm.core.model.Model` and :class:`pyllm.core.context.Context`.
 
     Raises:
         UnknownArgumentError: A keyword exists in neither.
         ModelLoadError: llama.cpp could not load the file.
+        InsufficientMemoryError: It would not fit into memory.
         InvalidArgumentError: A number is out of range, or the model cannot generate texts.
 
     Example:
@@ -71,13 +95,21 @@ class Engine:
         *,
         n_ctx: int | None = None,
         n_parallel: int = 8,
+        kv_unified: bool = False,
         n_batch: int = 2048,
         n_prompt: int = 512,
         target_ms: float | None = None,
         max_queued: int | None = None,
         max_queued_tokens: int | None = None,
         cache_prompt: bool = True,
+        host_cache_bytes: int | None = None,
         seed: int | None = None,
+        lora: Lora | None = None,
+        draft: str | os.PathLike[str] | Model | None = None,
+        speculative: Any = None,
+        speculate_up_to: int = 1,
+        embeddings: bool | None = None,
+        check_memory: bool = True,
         **params: Any,
     ) -> None:
         for name, value, most in (
@@ -88,18 +120,24 @@ class Engine:
             raise InvalidArgumentError(f"n_batch={n_batch} must have room for a token of n_parallel={n_parallel} texts")
         if target_ms is not None and not target_ms > 0:
             raise InvalidArgumentError(f"target_ms must be greater than 0, or None, not {target_ms!r}")
+        host_bytes = check_host_bytes(host_cache_bytes)
         of_model, of_context = split_arguments(params, "Engine()", ModelParams, ContextParams, owner=Engine)
         self._owns_model = not isinstance(model, Model)
-        if isinstance(model, Model):
-            if of_model:
-                raise InvalidArgumentError(f"the model is loaded already; {', '.join(of_model)} would do nothing")
-            self.model = model
-        else:
-            from pyllm import hub
-
-            self.model = Model(hub.resolve(model), **given(ModelParams(**of_model)))
+        if self._owns_model:
+            of_model = arguments_for(speculative) | of_model
+        self.model, fitted = loading.open_model(
+            model,
+            of_model,
+            context_params(n_ctx, n_parallel, kv_unified, n_batch, of_context),
+            check=check_memory,
+            default_n_ctx=lambda model: default_n_ctx(model, n_parallel),
+        )
         try:
-            self.context = self._make_context(n_ctx, n_parallel, n_batch, of_context)
+            self.generates, embeds = products(self.model, embeddings)
+            self._adapters = Adapters(self.model, lora)
+            self.context = Context(self.model, **given(fitted if self.generates else bare(fitted)))
+            layers = of_model.get("n_gpu_layers")
+            self._drafts = Drafts(self.context, draft, speculative, speculate_up_to, n_gpu_layers=layers)
         except BaseException:
             if self._owns_model:
                 self.model.close()
@@ -110,11 +148,30 @@ class Engine:
         self.n_parallel = n_parallel
         self.max_queued, self.max_queued_tokens = max_queued, max_queued_tokens
         self._pace = Pace(n_batch, target_ms, n_prompt)
-        self._cache = SequenceCache(self.context.memory, self.context.n_ctx)
+        for_vectors = ContextParams(**of_context, n_ctx=None if self.generates else n_ctx)
+        pace = Pace(n_batch, target_ms, n_prompt)
+        self._vectors = vector_queue(self.context, for_vectors, pace) if embeds else None
+        # The memory of a recurrent model cannot be cut: what it holds is taken over as a whole.
+        self._whole = self.model.is_recurrent or self.model.is_hybrid
+        # What is saved of a sliding window is what the end of the text looks at.
+        self._host = HostCache(self.context.state, host_bytes, whole=self._whole or self.model.n_swa > 0)
+        self._cache = SequenceCache(
+            self.context.memory,
+            self.context.n_ctx,
+            self._host,
+            n_sequences=self.context.n_seq_max,
+            n_each=None if kv_unified else self.context.n_ctx_seq,
+            window=self.model.n_swa,
+        )
+        self._slots = Slots(n_parallel)
+        self._context_params = fitted
         self._runner = Runner(self.context)
         self._lane = Lane(lambda: self._lane_context(of_context))
         self._counters = Counters()
+        self._turns = Turns()
         self._wake = threading.Condition()
+        self._between = BetweenSteps(self._wake, self._check_open)
+        self._adapters.load = self._between.run
         self._new: list[Job] = []
         self._cancels: list[Job] = []
         self._texts: dict[int, Text] = {}  # by the number of the task
@@ -122,30 +179,11 @@ class Engine:
         self._numbers = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pyllm engine", daemon=True)
+        self._between.thread = self._thread
         self._thread.start()
 
-    def _make_context(self, n_ctx: int | None, n_parallel: int, n_batch: int, of_context: dict[str, Any]) -> Context:
-        if self.model.has_encoder or not self.model.has_decoder:
-            raise InvalidArgumentError("an engine needs a model that goes on with a text; this one has an encoder")
-        if n_ctx is None:
-            n_ctx = n_parallel * min(self.model.n_ctx_train or DEFAULT_N_CTX, DEFAULT_N_CTX)
-        # Idle sequences keep prompts for later; they take no room but cells.
-        n_sequences = min(MAX_SEQUENCES, 2 * n_parallel + 8)
-        for name in ("n_seq_max", "kv_unified", "swa_full"):
-            if name in of_context:
-                raise InvalidArgumentError(f"the engine sets {name} itself, from n_parallel")
-        return Context(
-            self.model,
-            n_ctx=n_ctx,
-            n_seq_max=n_sequences,
-            kv_unified=True,
-            swa_full=True,
-            n_batch=n_batch,
-            **of_context,
-        )
-
     def _lane_context(self, of_context: dict[str, Any]) -> Context:
-        context = Context(self.model, n_ctx=self.context.n_ctx, n_seq_max=1, **of_context)
+        context = Context(self.model, n_ctx=self.context.n_ctx_seq, n_seq_max=1, **of_context)
         if self.context.threadpool is not None:
             context.attach_threadpool(self.context.threadpool)
         return context
@@ -159,6 +197,8 @@ class Engine:
         priority: int = 0,
         stream: bool = True,
         deterministic: bool = False,
+        lora: Lora | None = None,
+        slot: int | None = None,
         listener: Callable[[Event], None] | None = None,
         **arguments: Any,
     ) -> Job:
@@ -170,6 +210,9 @@ class Engine:
             stream: Whether its chunks are wanted as they come, and not only the whole.
             deterministic: The same seed and arguments give the same text again, whatever else the engine does. Such
                 requests run one after another, beside all others, and share no prompts.
+            lora: The LoRA adapters of this request, as for :class:`pyllm.Llama`, or names of files that are loaded.
+                An empty one: none. None: those of the engine. What is loaded stays loaded.
+            slot: The slot that it is computed in, if that is free then; see :meth:`slots`. None, or -1: any.
             listener: Called with each chunk, and with the exception that ends it, in the engine's thread instead of
                 keeping them for an iteration; it must be quick and raise nothing.
             **arguments: Those of :meth:`pyllm.Llama.create_completion`.
@@ -180,24 +223,28 @@ class Engine:
         Raises:
             QueueFullError: Too many wait.
             InvalidArgumentError: An argument is out of range, or the prompt does not fit.
+            AdapterError: An adapter is none, or not one for this model.
             ClosedError: The engine has been closed.
         """
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidArgumentError(f"priority must be an integer, not {priority!r}")
+        if not self.generates:
+            raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
         request = CompletionRequest(self, prompt, arguments)  # type: ignore[arg-type]
         if request.overflow.rule != "error":
             raise InvalidArgumentError(f"overflow={request.overflow.rule!r} is for a Llama: here a text ends instead")
-        if request.echo and request.logprobs is not None:
-            raise InvalidArgumentError("log-probabilities of the prompt are for a Llama: here only those of the answer")
+        adapters, wanted_slot = self._adapters.chosen(lora), self._slots.wanted(slot)
         job = Job(self, request, priority, listener, stream)
         with self._wake:
             self._check_open()
-            self._check_queue(request)
+            self._check_queue(len(request.ids))
             self._counters.requests += 1
             for index in range(request.best_of):
                 self._numbers += 1
                 text = Text(request, index, self._numbers, priority, alone=deterministic)
+                text.task.adapters, text.wanted_slot = adapters, wanted_slot
                 job.texts.append(text)
+            PromptRecord.begin(job.texts)
             self._new.append(job)
             self._wake.notify()
         return job
@@ -259,6 +306,14 @@ class Engine:
                 n_generated_tokens=counters.generated_tokens,
                 n_preempted=counters.preempted,
                 n_steps=counters.steps,
+                n_host_bytes=self._host.n_bytes,
+                n_host_hits=self._host.n_hits,
+                n_drafts=self._drafts.total.drafts,
+                n_drafted_tokens=self._drafts.total.drafted,
+                n_accepted_tokens=self._drafts.total.accepted,
+                n_embedding=0 if self._vectors is None else self._vectors.n_jobs,
+                n_embedded_texts=0 if self._vectors is None else self._vectors.n_texts,
+                n_embedded_tokens=0 if self._vectors is None else self._vectors.n_tokens,
             )
 
     def detokenize(self, tokens: Any) -> str:
@@ -272,8 +327,12 @@ class Engine:
             self._wake.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._drafts.close()
+            if self._vectors is not None:
+                self._vectors.close()
             self._lane.close()
             self.context.close()
+            self._adapters.close()
             if self._owns_model:
                 self.model.close()
 
@@ -291,10 +350,9 @@ class Engine:
     def __repr__(self) -> str:
         return f"<Engine {self.model!r}, n_parallel={self.n_parallel}{', closed' if self._closing else ''}>"
 
-    def _speculation(self, wanted: Any) -> None:
+    def _speculation(self, wanted: Any) -> SpeculationParams | None:
         """What CompletionRequest asks a Llama for."""
-        if wanted not in (None, False):
-            raise InvalidArgumentError("speculation is for a Llama: an engine computes many texts at once instead")
+        return self._drafts.params(wanted)
 
     def _cancel(self, job: Job) -> None:
         with self._wake:
@@ -307,18 +365,20 @@ class Engine:
         if self._closing:
             raise ClosedError("this Engine has been closed")
 
-    def _check_queue(self, request: CompletionRequest) -> None:
+    def _check_queue(self, n_tokens: int) -> None:
         waiting = [text for text in self._texts.values() if text.task.seq is None]
-        n = len({text.request.id for text in waiting}) + len(self._new)
+        vectors = [] if self._vectors is None else self._vectors.waiting
+        n = len({text.request.id for text in waiting}) + len(self._new) + len(vectors)
         if self.max_queued is not None and n >= max(self.max_queued, 1):
             self._counters.rejected += 1
             raise QueueFullError(f"{n} requests wait already, and max_queued={self.max_queued}")
         if self.max_queued_tokens is not None:
             tokens = sum(text.task.n_left for text in waiting) + sum(len(job.request.ids) for job in self._new)
-            if tokens and tokens + len(request.ids) > self.max_queued_tokens:
+            tokens += sum(job.ask.n_tokens for job in vectors)
+            if tokens and tokens + n_tokens > self.max_queued_tokens:
                 self._counters.rejected += 1
                 raise QueueFullError(
-                    f"prompts of {tokens} tokens wait already, this one has {len(request.ids)}, and "
+                    f"prompts of {tokens} tokens wait already, this one has {n_tokens}, and "
                     f"max_queued_tokens={self.max_queued_tokens}"
                 )
 
@@ -329,11 +389,13 @@ class Engine:
         try:
             while True:
                 with self._wake:
-                    while not (self._closing or self._new or self._cancels or self._texts):
+                    work = (self._new, self._cancels, self._texts)
+                    while not (self._closing or any(work) or self._between or self._vectors):
                         self._wake.wait()
                     if self._closing:
                         break
                     self._take_in()
+                self._between.carry_out()
                 self._step()
         except BaseException as cause:
             error = cause
@@ -344,6 +406,9 @@ class Engine:
                 self._texts.clear()
                 self._jobs.clear()
                 self._new.clear()
+                self._between.fail(error)
+                if self._vectors is not None:
+                    self._vectors.fail(error)
             for job in jobs:
                 job.fail(error)
 
@@ -354,22 +419,28 @@ class Engine:
                 self._texts[text.task.id] = text
                 self._jobs[text] = job
         self._new.clear()
+        if self._vectors is not None:
+            self._counters.cancelled += self._vectors.take_in()
         for job in self._cancels:
             if not job.done:
                 self._counters.cancelled += 1
                 self._end([text for text in job.texts if text.reason is None], "abort")
         self._cancels.clear()
         for text in list(self._texts.values()):
-            if text.request.limit == 0:
+            if text.request.limit == 0 and (text.record is None or text.record.complete):
                 self._end([text], "length")
 
     def _step(self) -> None:
+        started = time.perf_counter()
+        tasks = [text.task for text in self._texts.values() if not text.alone and not text.held]
+        turn = self._vectors is not None and self._vectors.plan(tasks)
         alone = [text for text in self._texts.values() if text.alone]
         if alone:
             self._step_alone(alone)
-        tasks = [text.task for text in self._texts.values() if not text.alone]
         if tasks:
             self._step_together(tasks)
+        if turn and self._vectors is not None:
+            self._counters.failed += self._vectors.step(1000 * (time.perf_counter() - started))
 
     def _step_alone(self, texts: list[Text]) -> None:
         text, n, chosen = self._lane.step(texts)
@@ -386,8 +457,13 @@ class Engine:
             n_sequences=self.context.n_seq_max,
             n_running=self.n_parallel,
             n_batch=self._pace.n_batch,
-            n_prompt=self._pace.n_prompt,
+            n_prompt=0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt,
+            n_scored=rows_per_step(self.context.n_vocab),
+            whole=self._whole,
+            host_whole=self._host.whole,
+            n_drafting=self._drafts.up_to,
         )
+        self._drafts.want(text for text in self._texts.values() if not text.alone)
         decision = plan(
             [task for task in tasks if task.seq is None],
             [task for task in tasks if task.seq is not None],
@@ -395,8 +471,12 @@ class Engine:
             cache.ledger,
             cache.tree,
             limits,
+            self._turns.order(tasks),
+            self._host.tree,
         )
+        cache.expect(decision.admit)
         for number in decision.preempt:
+            self._slots.end(self._texts[number])
             cache.drop(self._texts[number].task)
             counters.preempted += 1
         self._end([self._texts[number] for number in decision.full], "length")
@@ -405,32 +485,39 @@ class Engine:
         for admission in decision.admit:
             text = self._texts[admission.id]
             cache.start(text.task, admission)
+            self._slots.begin(text)
             job = self._jobs[text]
             if text.row.n_generated == 0:
-                counters.cached_tokens += admission.n_reused
-                text.cached = admission.n_reused
+                counters.cached_tokens += text.task.n_computed
+                text.cached = text.task.n_computed
             job.started = job.started or time.perf_counter()
         rows = [(self._texts[number], n) for number, n in decision.rows]
         if rows:
-            self._compute(rows)
+            self._turns.served(decision.adapters)
+            self._compute(rows, [(self._texts[number], n) for number, n in decision.drafts])
 
-    def _compute(self, rows: list[tuple[Text, int]]) -> None:
+    def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
         cache, counters = self._cache, self._counters
         started = time.perf_counter()
+        drafts = self._drafts.make(granted)
         try:
-            ready = self._runner.decode(rows)
+            ready = self._drafts.decode(self._runner, rows, drafts)
         except NoKVSlotError:
-            self._make_way([text for text, _ in rows])
+            self._make_way()
             return
+        self._drafts.computed(rows, drafts)
         for text, n in rows:
             reading = text.task.n_computed < text.n_prompt
             cache.computed(text.task, n)
             if reading:
                 counters.prompt_tokens += n
         self._runner.sample(ready)
+        self._drafts.verify(self._runner, cache, drafts)
         now = time.perf_counter()
-        n_texts = sum(n == 1 for _, n in rows)
-        self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
+        self._drafts.took(rows, drafts, now - started)
+        if not granted:
+            n_texts = sum(n == 1 for _, n in rows)
+            self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
         counters.steps += 1
         self._deliver([text for text, _ in ready], now)
 
@@ -448,10 +535,12 @@ class Engine:
             else:
                 job.emit(text)
 
-    def _make_way(self, texts: list[Text]) -> None:
+    def _make_way(self) -> None:
         """llama.cpp has no room although cells are free: it keeps more than was counted. The last one waits."""
+        texts = [text for text in self._texts.values() if text.task.seq is not None and not text.alone]
         last = max(texts, key=lambda text: text.task.rank)
         if len(texts) > 1:
+            self._slots.end(last)
             self._cache.drop(last.task)
             self._counters.preempted += 1
         elif self._cache.idle:
@@ -467,9 +556,11 @@ class Engine:
                 self._jobs.pop(text).emit(text)
 
     def _leave(self, text: Text) -> None:
+        self._drafts.forget(text)
         if text.alone:
             self._lane.forget(text)
         elif text.task.seq is not None:
+            self._slots.end(text)
             self._cache.keep(text.task)
 
     def _fail(self, job: Job, error: BaseException) -> None:

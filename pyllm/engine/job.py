@@ -103,16 +103,25 @@ class Job:
         if piece is None:
             return
         completion = self._assembled() if all(each.reason is not None for each in self.texts) else None
-        self._put(as_chunk(self.request, piece, completion))
         if completion is not None:
+            # Whoever has read the last chunk may ask for the result at once.
             self._completion = completion
             self._done.set()
+        self._put(as_chunk(self.request, piece, completion))
+        if completion is not None:
+            self._finish()
 
     def fail(self, error: BaseException) -> None:
         """It ends with an error."""
         self._error = error
-        self._put(error)
         self._done.set()
+        self._put(error)
+        self._finish()
+
+    def _finish(self) -> None:
+        self._done.set()
+        # Listeners know their jobs: what such a circle holds, the samplers, would wait for the garbage collector.
+        self._listener = None
 
     def _put(self, event: Event) -> None:
         if self._listener is not None:
@@ -125,4 +134,6 @@ class Job:
         first = self.first_token or now
         texts = [text.finished() for text in self.texts]
         prompt_ms, generation_ms = 1000 * (first - (self.started or first)), 1000 * (now - first)
-        return as_completion(self.request, texts, self.texts[0].cached, prompt_ms, generation_ms)
+        reports = [text.drafting.report() for text in self.texts if text.drafting is not None]
+        speculation = sum(reports[1:], reports[0]) if reports else None
+        return as_completion(self.request, texts, self.texts[0].cached, prompt_ms, generation_ms, speculation)

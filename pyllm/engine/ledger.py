@@ -1,8 +1,8 @@
 """Which cells of the KV cache belong to which sequences, counted without asking llama.cpp.
 
 In a unified KV cache a copied sequence takes no cells: both own the same ones. A cell is free again when the last of
-its owners is gone. What a step needs and what an eviction would free has to be known before anything is changed, and
-so it is counted here.
+its owners is gone. Otherwise each sequence has cells of its own. What a step needs and what an eviction would free has
+to be known before anything is changed, and so it is counted here.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ class Ledger:
 
     Args:
         n_cells: Cells of the KV cache.
+        n_each: Cells that each sequence has for itself. None: they share all, in a unified cache.
     """
 
-    def __init__(self, n_cells: int) -> None:
+    def __init__(self, n_cells: int, n_each: int | None = None) -> None:
         self.n_cells = n_cells
+        self.n_each = n_each
         self._segments: dict[int, list[_Segment]] = {}
         self._lengths: dict[int, int] = {}
+        self._whole: dict[int, int] = {}
         self.used = 0
 
     @property
@@ -45,6 +48,23 @@ class Ledger:
         """Tokens of a sequence."""
         return self._lengths.get(seq, 0)
 
+    def whole(self, seq: int) -> int:
+        """So many tokens of a sequence can be taken over together only: the memory lacks what a part of them needs."""
+        return self._whole.get(seq, 0)
+
+    def bind(self, seq: int, n: int) -> None:
+        """The first n tokens of a sequence can be taken over together only."""
+        self._whole[seq] = n
+
+    @property
+    def shares(self) -> bool:
+        """Whether sequences share cells."""
+        return self.n_each is None
+
+    def room(self, seq: int) -> int:
+        """Cells that a sequence could still take."""
+        return self.free if self.n_each is None else min(self.free, self.n_each - self.length(seq))
+
     def private(self, seq: int) -> int:
         """Cells that only this sequence has: so many are free again when it is removed."""
         return sum(segment.length for segment in self._segments.get(seq, ()) if segment.owners == 1)
@@ -55,8 +75,8 @@ class Ledger:
         Raises:
             ValueError: There are not so many free cells.
         """
-        if n > self.free:
-            raise ValueError(f"{n} cells are needed and {self.free} are free")
+        if n > self.room(seq):
+            raise ValueError(f"{n} cells are needed and {self.room(seq)} are free")
         if n <= 0:
             return
         segments = self._segments.setdefault(seq, [])
@@ -77,11 +97,16 @@ class Ledger:
             raise ValueError(f"{n} of {self.length(source)} tokens cannot be copied to sequence {target}")
         if n <= 0:
             return
+        if not self.shares:
+            self.append(target, n)
+            return
         shared = self._segments[source][: self._cut(source, n)]
         for segment in shared:
             segment.owners += 1
         self._segments[target] = list(shared)
         self._lengths[target] = n
+        if source in self._whole:
+            self._whole[target] = self._whole[source]
 
     def truncate(self, seq: int, n: int) -> int:
         """Keep the first n tokens of a sequence.
@@ -103,6 +128,7 @@ class Ledger:
             self._lengths[seq] = n
         else:
             del self._segments[seq], self._lengths[seq]
+            self._whole.pop(seq, None)
         self.used -= freed
         return freed
 
@@ -116,13 +142,14 @@ class Ledger:
 
     def fork(self) -> Ledger:
         """A copy to try things on."""
-        other = Ledger(self.n_cells)
+        other = Ledger(self.n_cells, self.n_each)
         copies: dict[int, _Segment] = {}
         for seq, segments in self._segments.items():
             other._segments[seq] = [
                 copies.setdefault(id(segment), _Segment(segment.length, segment.owners)) for segment in segments
             ]
         other._lengths = dict(self._lengths)
+        other._whole = dict(self._whole)
         other.used = self.used
         return other
 

@@ -24,6 +24,14 @@ class Metrics:
         n_generated_tokens: Tokens generated.
         n_preempted: How often a text had to stop for others.
         n_steps: Steps made.
+        n_host_bytes: Bytes of the host's memory that texts take which had to leave the KV cache.
+        n_host_hits: How often one of them was brought back.
+        n_drafts: Drafts that were computed.
+        n_drafted_tokens: Tokens in them.
+        n_accepted_tokens: How many of these became part of a text.
+        n_embedding: Requests for vectors that wait or are being computed.
+        n_embedded_texts: Texts whose vectors were computed; those longer than the model can read count for each window.
+        n_embedded_tokens: Their tokens.
     """
 
     n_waiting: int
@@ -40,6 +48,14 @@ class Metrics:
     n_generated_tokens: int
     n_preempted: int
     n_steps: int
+    n_host_bytes: int = 0
+    n_host_hits: int = 0
+    n_drafts: int = 0
+    n_drafted_tokens: int = 0
+    n_accepted_tokens: int = 0
+    n_embedding: int = 0
+    n_embedded_texts: int = 0
+    n_embedded_tokens: int = 0
 
     @property
     def kv_utilization(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,15 @@ class _Node:
 
 
 class PrefixTree:
-    """The tokens of sequences, as far as they are known, whether they are computed or not."""
+    """The tokens of sequences, as far as they are known, whether they are computed or not.
+
+    Sequences that were computed with other weights have nothing in common, whatever their tokens are: each of them has
+    a key, and is found by that key only.
+    """
 
     def __init__(self) -> None:
-        self._root = _Node(np.empty(0, np.int32))
-        self._ids: dict[int, Ids] = {}
+        self._roots: dict[Hashable, _Node] = {}
+        self._ids: dict[int, tuple[Hashable, Ids]] = {}
 
     def __contains__(self, seq: int) -> bool:
         return seq in self._ids
@@ -34,13 +38,17 @@ class PrefixTree:
     def __len__(self) -> int:
         return len(self._ids)
 
-    def insert(self, seq: int, ids: Ids) -> None:
+    def ids(self, seq: int) -> tuple[Hashable, Ids]:
+        """The key of a sequence that is known, and its tokens."""
+        return self._ids[seq]
+
+    def insert(self, seq: int, ids: Ids, key: Hashable = ()) -> None:
         """Note the tokens of a sequence, instead of those it had."""
         self.remove(seq)
         if len(ids) == 0:
             return
-        self._ids[seq] = ids
-        node, rest = self._root, ids
+        self._ids[seq] = key, ids
+        node, rest = self._roots.setdefault(key, _Node(np.empty(0, np.int32))), ids
         while len(rest):
             child = node.children.get(int(rest[0]))
             if child is None:
@@ -53,25 +61,29 @@ class PrefixTree:
 
     def remove(self, seq: int) -> None:
         """Forget a sequence; nothing happens when it is not known."""
-        rest = self._ids.pop(seq, None)
-        node = self._root
-        while rest is not None and len(rest):
+        if seq not in self._ids:
+            return
+        key, rest = self._ids.pop(seq)
+        root = node = self._roots[key]
+        while len(rest):
             child = node.children[int(rest[0])]
             child.seqs.discard(seq)
             if not child.seqs:
                 del node.children[int(rest[0])]
-                return
+                break
             node, rest = child, rest[len(child.edge) :]
+        if not root.children:
+            del self._roots[key]
 
-    def matches(self, ids: Ids) -> Iterator[tuple[int, int]]:
-        """Sequences that begin as these ids do.
+    def matches(self, ids: Ids, key: Hashable = ()) -> Iterator[tuple[int, int]]:
+        """Sequences of a key that begin as these ids do.
 
         Yields:
             tuple[int, int]: How many tokens are common, and a sequence; the longest first.
         """
         path: list[tuple[int, _Node]] = []
-        node, depth = self._root, 0
-        while depth < len(ids):
+        node, depth = self._roots.get(key), 0
+        while node is not None and depth < len(ids):
             child = node.children.get(int(ids[depth]))
             if child is None:
                 break
@@ -82,28 +94,42 @@ class PrefixTree:
                 break
             node = child
         seen: set[int] = set()
-        for length, node in reversed(path):
-            for seq in sorted(node.seqs - seen):
+        for length, found in reversed(path):
+            for seq in sorted(found.seqs - seen):
                 yield length, seq
-            seen |= node.seqs
+            seen |= found.seqs
 
-    def best(self, ids: Ids, n_computed: Callable[[int], int]) -> tuple[int, int | None, int]:
+    def best(
+        self,
+        ids: Ids,
+        n_computed: Callable[[int], int],
+        key: Hashable = (),
+        *,
+        n_whole: Callable[[int], int] | None = None,
+        whole: bool = False,
+    ) -> tuple[int, int | None, int]:
         """Where the beginning of a prompt can be taken from.
 
         Args:
             ids: The prompt.
             n_computed: How many tokens of a sequence are in the KV cache.
+            key: That of the prompt.
+            n_whole: How many tokens of a sequence can be taken together only. None: any number can be taken.
+            whole: Sequences can be taken as a whole only, with all that is computed of them.
 
         Returns:
             tuple: How many tokens can be taken now, the sequence that has them or None, and how many could be taken
             if every sequence were computed as far as it is known.
         """
         found, source, promised = 0, None, 0
-        for length, seq in self.matches(ids):
-            promised = max(promised, length)
+        for length, seq in self.matches(ids, key):
             if length <= found:
                 break
-            usable = min(length, n_computed(seq))
+            computed = n_computed(seq)
+            if computed > length if whole else n_whole is not None and n_whole(seq) > length:
+                continue
+            promised = max(promised, 0 if whole else length)
+            usable = min(length, computed)
             if usable > found:
                 found, source = usable, seq
         return found, source, promised

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.row_text import RowText
+from pyllm.engine.drafting import Drafting
+from pyllm.engine.prompt_record import PromptRecord
 from pyllm.engine.scheduler import Task
 from pyllm.errors import InvalidArgumentError
 from pyllm.processors.base import LogitsProcessor, process, read_only, reset
@@ -24,6 +26,12 @@ class Text(RowText):
         number: What no other text of the engine has; smaller ones arrived earlier.
         priority: Smaller ones go first.
         alone: Whether it is computed apart from others; see :mod:`pyllm.engine.lane`.
+
+    Attributes:
+        record: What notes the log-probabilities of the prompt, where they are asked for.
+        drafting: What is known of its drafts, where it may have some.
+        slot: The slot that it is or was computed in; -1: none so far.
+        wanted_slot: The slot that was asked for, or None.
     """
 
     def __init__(
@@ -39,6 +47,10 @@ class Text(RowText):
         self.n_counted = 0
         self.cached = 0
         self.error: BaseException | None = None
+        self.slot = -1
+        self.wanted_slot: int | None = None
+        self.record: PromptRecord | None = None
+        self.drafting = None if alone or request.speculation is None else Drafting(request.speculation)
 
     @property
     def watched(self) -> bool:
@@ -70,6 +82,17 @@ class Text(RowText):
         for criterion in self.request.stopping_criteria:
             if criterion(self._ids(), row):  # type: ignore[arg-type]
                 self.reason = "stop"
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits until another text of the request has read the prompt."""
+        return self.record is not None and self.record.holds(self)
+
+    def ended(self, raw: NDArray[np.float32] | None) -> None:
+        """The model has ended the text; where the prompt has log-probabilities, that token has one, too."""
+        self.reason = "stop"
+        if self.record is not None and self.recorder is not None and raw is not None:
+            self.recorder.add_end(raw)
 
     def _ids(self) -> NDArray[np.int32]:
         return read_only(self.task.ids)

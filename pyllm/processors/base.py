@@ -19,6 +19,8 @@ def as_processors(value: LogitsProcessor | Iterable[LogitsProcessor] | None) -> 
     Raises:
         InvalidArgumentError: Something in it cannot be called, or is a processor of transformers.
     """
+    if value is not None and not callable(value) and not isinstance(value, Iterable):
+        raise InvalidArgumentError(f"logits_processor must be a function or several, not {value!r}")
     processors = [] if value is None else [value] if callable(value) else list(value)
     for processor in processors:
         if not callable(processor):

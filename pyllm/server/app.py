@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine import Engine
@@ -17,16 +18,32 @@ from pyllm.server.errors import HANDLERS
 from pyllm.server.health.route import METRICS
 from pyllm.server.health.route import ROUTES as HEALTH
 from pyllm.server.log import LogMiddleware
+from pyllm.server.lora.route import ROUTES as LORA
 from pyllm.server.messages.route import ROUTES as MESSAGES
+from pyllm.server.models.dispatch import choosing
+from pyllm.server.models.pool import Models
+from pyllm.server.models.route import MANAGING
 from pyllm.server.models.route import ROUTES as MODELS
+from pyllm.server.native.route import ROUTES as NATIVE
+from pyllm.server.openapi.route import ROUTES as OPENAPI
+from pyllm.server.page.route import ROUTES as PAGE
+from pyllm.server.prefix import PrefixMiddleware
 from pyllm.server.responses.route import ROUTES as RESPONSES
 from pyllm.server.settings import Settings
+from pyllm.server.slots.route import ROUTES as SLOTS
 from pyllm.server.state import ServerState
 from pyllm.server.tokens.route import ROUTES as TOKENS
 
+# What "localhost" stands for among origins: pages from this machine, from whatever port.
+LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
 
 def make_app(
-    engine: Engine | None = None, settings: Settings | None = None, *, embedder: EmbeddingMethods | None = None
+    engine: Engine | None = None,
+    settings: Settings | None = None,
+    *,
+    embedder: EmbeddingMethods | None = None,
+    models: Models | None = None,
 ) -> Starlette:
     """Make the ASGI application of a server.
 
@@ -34,24 +51,34 @@ def make_app(
         engine: What generates texts. It stays open when the application is gone.
         settings: The settings; None: nobody needs a key, and there is no ``/metrics``.
         embedder: What makes vectors: a :class:`pyllm.Llama`, or whatever else embeds. None: nothing does.
+        models: Several models, of which each request names one, instead of all the others; they have the settings.
 
     Returns:
-        Starlette: The application; its ``state.pyllm`` is the :class:`pyllm.server.state.ServerState`.
+        Starlette: The application; its ``state.pyllm`` is the :class:`pyllm.server.state.ServerState`, or `models`.
 
     Raises:
-        InvalidArgumentError: There is neither engine nor embedder.
+        InvalidArgumentError: There is neither engine nor embedder nor models, or models and something else.
     """
-    if engine is None and embedder is None:
+    state: ServerState | Models
+    if models is not None:
+        if engine is not None or embedder is not None or settings is not None:
+            raise InvalidArgumentError("models have engines, embedders and settings of their own")
+        state, settings = models, models.settings
+    elif engine is None and embedder is None:
         raise InvalidArgumentError("a server needs an engine, an embedder, or both")
-    settings = Settings() if settings is None else settings
-    state = ServerState(engine, embedder, settings)
+    else:
+        settings = Settings() if settings is None else settings
+        state = ServerState(engine, embedder, settings)
     middleware = [Middleware(LogMiddleware, state=state)]
+    if settings.api_prefix:
+        middleware.insert(0, Middleware(PrefixMiddleware, prefix=settings.api_prefix))
     if settings.cors_origins:
         # Before the keys: a browser asks without one whether it may ask.
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=list(settings.cors_origins),
+                allow_origin_regex=LOCAL_ORIGINS if "localhost" in settings.cors_origins else None,
                 allow_methods=["GET", "POST"],
                 allow_headers=["*"],
             )
@@ -59,9 +86,25 @@ def make_app(
     keys = Keys(settings.api_keys)
     if keys:
         middleware.append(Middleware(KeyMiddleware, keys=keys))
-    routes = [*HEALTH, *MODELS, *TOKENS, *COMPLETIONS, *CHAT, *MESSAGES, *RESPONSES, *EMBEDDINGS]
+    routes: list[BaseRoute] = [
+        *HEALTH,
+        *MODELS,
+        *TOKENS,
+        *COMPLETIONS,
+        *CHAT,
+        *MESSAGES,
+        *RESPONSES,
+        *EMBEDDINGS,
+        *NATIVE,
+    ]
+    routes += [*SLOTS, *LORA]
     if settings.metrics:
         routes.append(METRICS)
+    if settings.page:
+        routes += PAGE
+    routes += OPENAPI
+    if models is not None:
+        routes = choosing([*routes, *MANAGING], models)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
     app.state.pyllm = state
     return app

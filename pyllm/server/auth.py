@@ -9,9 +9,10 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pyllm.server.errors import APIError
+from pyllm.server.page.files import PATHS
 
-# What a load balancer asks, which has no key.
-PUBLIC = frozenset({"/health", "/v1/health", "/ready"})
+# What a load balancer asks, which has no key, and the page, which asks a person for one.
+PUBLIC = frozenset({"/health", "/v1/health", "/ready", *PATHS})
 
 
 class Keys:

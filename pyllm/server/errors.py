@@ -42,7 +42,7 @@ _THEIRS = (
 _NAMED = re.compile(
     r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?:\[\"type\"\])?(?: must |: | is empty|=| has no effect| names | has a key )"
 )
-_TOO_LONG = re.compile(r"the prompt has \d+ tokens and the context holds")
+_TOO_LONG = re.compile(r"the prompt has (\d+) tokens and the context holds n_ctx=(\d+)")
 
 
 class APIError(Exception):
@@ -55,6 +55,7 @@ class APIError(Exception):
         code: A word for programs.
         kind: OpenAI's name for this sort of error. None: the one that fits the status.
         headers: Headers of the response.
+        numbers: Numbers for programs, by their names.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class APIError(Exception):
         code: str | None = None,
         kind: str | None = None,
         headers: dict[str, str] | None = None,
+        numbers: dict[str, int] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -74,11 +76,12 @@ class APIError(Exception):
         self.code = code
         self.kind = kind or _kind(status)
         self.headers = headers or {}
+        self.numbers = numbers or {}
 
     def to_dict(self) -> dict[str, Any]:
         """In the shape of OpenAI's API."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return {"error": error}
+        return {"error": error | self.numbers}
 
     def response(self) -> Response:
         """As a response."""
@@ -88,6 +91,19 @@ class APIError(Exception):
 def invalid(param: str | None, message: str, *, code: str | None = None) -> APIError:
     """A parameter is wrong."""
     return APIError(400, message, param=param, code=code)
+
+
+def too_long(n_prompt: int, n_ctx: int, param: str | None) -> APIError:
+    """A prompt does not fit: with OpenAI's code, and llama-server's type and numbers."""
+    return APIError(
+        400,
+        f"the prompt has {n_prompt} tokens, which exceeds the available context size of {n_ctx} tokens; shorten it, "
+        "or start the server with a larger -c",
+        param=param,
+        code="context_length_exceeded",
+        kind="exceed_context_size_error",
+        numbers={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx},
+    )
 
 
 def json_response(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -122,8 +138,8 @@ def as_api_error(error: BaseException, *, param: str | None = None, retry_after:
         text = _text(error)
         if isinstance(error, GrammarError):
             return invalid("grammar", text)
-        if _TOO_LONG.match(text):
-            return invalid(param, text, code="context_length_exceeded")
+        if found := _TOO_LONG.match(text):
+            return too_long(int(found[1]), int(found[2]), param)
         return invalid(_parameter(text) or param, text)
     _log.error("a request failed", exc_info=(type(error), error, error.__traceback__))
     # What went wrong inside is for the log, not for everybody.
@@ -167,6 +183,8 @@ def _kind(status: int) -> str:
         return "not_found_error"
     if status == 429:
         return "rate_limit_error"
+    if status == 501:
+        return "not_supported_error"
     return "invalid_request_error" if status < 500 else "server_error"
 
 

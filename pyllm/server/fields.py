@@ -111,6 +111,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
+def is_decimal(value: Any) -> bool:
+    """Whether it is a text of digits that stands for a number, and not for more digits than Python reads."""
+    return isinstance(value, str) and value.strip().isdecimal() and len(value) <= 20
+
+
 def is_ids(value: Any) -> bool:
     """Whether it is a list of numbers that can be token ids."""
     return isinstance(value, list) and bool(value) and all(type(one) is int and 0 <= one < 2**31 for one in value)

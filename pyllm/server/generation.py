@@ -9,9 +9,13 @@ from typing import Any
 
 from pyllm.engine.engine import Prompt
 from pyllm.engine.job import Event, Job
-from pyllm.server.errors import unavailable
+from pyllm.server.errors import APIError, unavailable
 from pyllm.server.state import ServerState
+from pyllm.server.timings import timings_of
 from pyllm.types import Chunk, Completion, Usage
+
+# Tokens and their alternatives that wait for a client to read them: some tens of megabytes.
+MOST_UNREAD = 1 << 18
 
 
 class Generation:
@@ -30,9 +34,24 @@ class Generation:
         self.jobs: list[Job] = []
         self.completions: dict[int, Completion] = {}
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._unread = 0
+        self._overrun = False
 
-    async def start(self, prompts: Sequence[Prompt], arguments: dict[str, Any], *, stream: bool) -> None:
+    async def start(
+        self,
+        prompts: Sequence[Prompt],
+        arguments: dict[str, Any],
+        *,
+        stream: bool,
+        each: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
         """Hand in all prompts.
+
+        Args:
+            prompts: The prompts.
+            arguments: What the engine is asked with for all of them.
+            stream: Whether pieces are wanted as they come.
+            each: What it is asked with besides for each of them.
 
         Raises:
             Exception: One was refused; then none is computed.
@@ -42,8 +61,8 @@ class Generation:
         self.state.running.add(self)
         try:
             for i, prompt in enumerate(prompts):
-                listener = partial(self._note, i)
-                self.jobs.append(await client.submit(prompt, stream=stream, listener=listener, **arguments))
+                listener, more = partial(self._note, i), {} if each is None else each[i]
+                self.jobs.append(await client.submit(prompt, stream=stream, listener=listener, **arguments, **more))
         except BaseException:
             self.cancel()
             raise
@@ -53,8 +72,11 @@ class Generation:
         try:
             while len(self.completions) < len(self.jobs):
                 number, event = await self._events.get()
+                self._unread -= _size(event)
                 if isinstance(event, BaseException):
                     raise event
+                if event.finish_reason == "abort" and self._overrun:
+                    raise APIError(408, "the answer was not read, and more of it is not kept", code="not_read")
                 if event.finish_reason == "abort":
                     # Whoever reads this has not gone away: the server was told to stop.
                     raise unavailable("the server is shutting down", self.state.settings.retry_after)
@@ -86,6 +108,10 @@ class Generation:
             sum(usage.cached_tokens for usage in usages),
         )
 
+    def timings(self) -> dict[str, Any]:
+        """How long all prompts took together; they have ended."""
+        return timings_of(list(self.completions.values()))
+
     def report(self) -> dict[str, Any]:
         """What the log says of it."""
         usage, job = self.usage(), self.jobs[0]
@@ -101,3 +127,15 @@ class Generation:
 
     def _note(self, number: int, event: Event) -> None:
         self._events.put_nowait((number, event))
+        self._unread += _size(event)
+        # The engine waits for nobody: what a client does not read is kept, but not without end.
+        if self._unread > MOST_UNREAD and not self._overrun:
+            self._overrun = True
+            self.cancel()
+
+
+def _size(event: Event) -> int:
+    if isinstance(event, BaseException):
+        return 0
+    logprobs = event.logprobs
+    return 1 + len(event.tokens) + (0 if logprobs is None else sum(len(top or ()) for top in logprobs.top_logprobs))

@@ -8,7 +8,8 @@ import sys
 import time
 import uuid
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
@@ -17,6 +18,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pyllm.server.auth import PUBLIC
 from pyllm.server.errors import CLIENT_GONE, as_api_error
 from pyllm.server.state import ServerState
+
+if TYPE_CHECKING:
+    from pyllm.server.models.pool import Models
 
 _log = logging.getLogger("pyllm.server.access")
 _KEY = "pyllm_log"
@@ -30,7 +34,7 @@ class LogMiddleware:
         state: The server's.
     """
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState | Models) -> None:
         self.app = app
         self.state = state
 
@@ -110,18 +114,23 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def set_up_log(*, as_json: bool, verbose: bool = False) -> None:
+def set_up_log(*, as_json: bool, verbose: bool = False, file: Path | None = None, stderr: bool = True) -> None:
     """Write the log of the server to stderr; for programs, not for libraries.
 
     Args:
         as_json: Write JSON.
         verbose: Write also what is asked every second, and what uvicorn says.
+        file: Write there, too.
+        stderr: Write to stderr.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JSONFormatter() if as_json else TextFormatter())
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)] if stderr else [logging.NullHandler()]
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(JSONFormatter() if as_json else TextFormatter())
     for name, level in (("pyllm.server", logging.INFO), ("uvicorn", logging.WARNING)):
         logger = logging.getLogger(name)
-        logger.handlers[:] = [handler]
+        logger.handlers[:] = handlers
         logger.setLevel(logging.DEBUG if verbose else level)
         logger.propagate = False
 

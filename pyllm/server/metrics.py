@@ -88,19 +88,27 @@ class _EngineCollector:
         now, own = self._engine.metrics(), self._own
         counters = {
             "llamacpp:prompt_tokens": ("Tokens of prompts that were computed.", now.n_prompt_tokens),
+            "llamacpp:prompt_tokens_cached": ("Tokens of prompts that were in the cache.", now.n_cached_tokens),
             "llamacpp:prompt_seconds": ("Time that prompts took.", own.prompt_seconds),
             "llamacpp:tokens_predicted": ("Tokens generated.", now.n_generated_tokens),
             "llamacpp:tokens_predicted_seconds": ("Time that generating took.", own.generation_seconds),
             "llamacpp:n_decode": ("Steps.", now.n_steps),
+            "llamacpp:spec_decode_num_drafts": ("Drafts that were computed.", now.n_drafts),
+            "llamacpp:spec_decode_num_draft_tokens": ("Tokens of drafts.", now.n_drafted_tokens),
+            "llamacpp:spec_decode_num_accepted_tokens": ("Tokens of drafts that were chosen.", now.n_accepted_tokens),
             "pyllm_requests": ("Requests that were accepted.", now.n_requests),
             "pyllm_requests_rejected": ("Requests refused because the queue was full.", now.n_rejected),
             "pyllm_requests_cancelled": ("Requests that were cancelled.", now.n_cancelled),
             "pyllm_requests_failed": ("Requests that ended with an error.", now.n_failed),
             "pyllm_prefix_cache_hit_tokens": ("Tokens of prompts that were in the cache.", now.n_cached_tokens),
+            "pyllm_host_cache_hits": ("How often a text came back from the host's memory.", now.n_host_hits),
             "pyllm_preemptions": ("How often a text had to stop for others.", now.n_preempted),
+            "pyllm_embedded_texts": ("Texts whose vectors were computed.", now.n_embedded_texts),
+            "pyllm_embedded_tokens": ("Their tokens.", now.n_embedded_tokens),
         }
         gauges = {
             "llamacpp:requests_processing": ("Texts that are being computed.", now.n_running),
+            "pyllm_embedding_requests": ("Requests for vectors or ranks that have not ended.", now.n_embedding),
             "llamacpp:requests_deferred": ("Texts that wait.", now.n_waiting),
             "llamacpp:prompt_tokens_seconds": (
                 "Mean speed of prompts, in tokens per second.",
@@ -112,6 +120,7 @@ class _EngineCollector:
             ),
             "llamacpp:kv_cache_usage_ratio": ("The part of the KV cache that running texts hold.", now.kv_utilization),
             "llamacpp:kv_cache_tokens": ("Cells of the KV cache that hold something.", now.n_cells_used),
+            "pyllm_host_cache_bytes": ("Host memory of texts that left the KV cache.", now.n_host_bytes),
             "pyllm_kv_cells": ("Cells of the KV cache.", now.n_cells),
         }
         for name, (text, value) in counters.items():

@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
+from pyllm.server.connections import watched
 from pyllm.server.settings import is_loopback
 from pyllm.server.state import ServerState
 
@@ -37,6 +38,7 @@ class Runner(uvicorn.Server):
     """
 
     def __init__(self, app: Starlette, *, host: str = "127.0.0.1", port: int = 8080, **config: Any) -> None:
+        # Or several models, which answer the same questions.
         self.pyllm: ServerState = app.state.pyllm
         self._deadline: float | None = None
         self._signals = 0
@@ -50,6 +52,8 @@ class Runner(uvicorn.Server):
         }
         address = {"uds": host} if host.endswith(".sock") else {"host": host, "port": port}
         super().__init__(uvicorn.Config(app, **{**defaults, **address, **config}))
+        self.config.load()
+        self.config.http_protocol_class = watched(self.config.http_protocol_class, self.pyllm)
         if not is_loopback(host) and not self.pyllm.settings.api_keys:
             _log.warning(
                 "%s can be reached from other machines and no API key is set: anybody there can use this server; "
@@ -90,10 +94,18 @@ class Runner(uvicorn.Server):
         if self.config.uds:
             return f"unix:{self.config.uds}"
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        scheme = "https" if self.config.is_ssl else "http"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     async def startup(self, sockets: Any = None) -> None:
         """Listen, and say where."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # The port is taken, or there is no such address: uvicorn has logged which.
+            raise SystemExit(1) from None
+        except OSError as error:
+            _log.error("cannot listen at %s: %s", self.config.uds or self.config.host, error)
+            raise SystemExit(1) from None
         if self.started and not self.should_exit:
             _log.info("listening at %s", self.address)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyllm.params import FIELDS_OF
 from pyllm.server.errors import invalid
-from pyllm.server.fields import Fields, is_number
+from pyllm.server.fields import Fields, is_decimal, is_number
+from pyllm.server.lora.protocol import lora_pairs
 from pyllm.server.settings import Settings
 
 MOST_TEXTS = 128
@@ -17,7 +20,7 @@ MOST_LOGPROBS = 100
 _N_SEEDS = 2**32 - 1
 
 # From llama-server's names to those of pyllm.
-_NUMBERS = {
+NUMBERS = {
     "temperature": "temperature",
     "top_p": "top_p",
     "min_p": "min_p",
@@ -34,9 +37,11 @@ _NUMBERS = {
     "dry_base": "dry_base",
     "mirostat_tau": "mirostat_tau",
     "mirostat_eta": "mirostat_eta",
+    "adaptive_target": "adaptive_target",
+    "adaptive_decay": "adaptive_decay",
 }
-_INTEGERS = ("top_k", "min_keep", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
-_LAST_N = ("repeat_last_n", "dry_penalty_last_n")
+INTEGERS = ("top_k", "min_keep", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
+LAST_N = ("repeat_last_n", "dry_penalty_last_n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +51,16 @@ class Sizes:
     Attributes:
         n_ctx: Tokens of the context.
         n_vocab: Tokens of the vocabulary.
+        eog: The tokens that end a text.
+        n_slots: Texts that are computed at once.
+        adapters: Paths of the LoRA adapters, by their numbers.
     """
 
     n_ctx: int
     n_vocab: int
+    eog: tuple[int, ...] = ()
+    n_slots: int = 0
+    adapters: tuple[str, ...] = ()
 
 
 def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict[str, Any]:
@@ -63,12 +74,12 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
     Raises:
         APIError: A value is out of range; the error names the parameter.
     """
-    result: dict[str, Any] = {ours: fields.number(theirs) for theirs, ours in _NUMBERS.items() if theirs in fields}
-    for name in _INTEGERS:
+    result: dict[str, Any] = {ours: fields.number(theirs) for theirs, ours in NUMBERS.items() if theirs in fields}
+    for name in INTEGERS:
         if name in fields:
             value = fields.integer(name)
             # For llama-server -1 is the whole context.
-            result[name] = sizes.n_ctx if value == -1 and name in _LAST_N else value
+            result[name] = sizes.n_ctx if value == -1 and name in LAST_N else value
     if "dry_sequence_breakers" in fields:
         result["dry_sequence_breakers"] = fields.texts("dry_sequence_breakers")
     if "samplers" in fields:
@@ -77,7 +88,16 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
     if seed is not None and seed != -1:
         # OpenAI's seeds are any 64-bit numbers.
         result["seed"] = seed % _N_SEEDS
-    bias = logit_bias(fields, sizes.n_vocab)
+    defaults = {name: value for name, value in settings.sampling.items() if name not in result}
+    if seed == -1:
+        defaults.pop("seed", None)
+    if "samplers" in result:
+        # Who names samplers need not know of the others' defaults.
+        defaults = with_effect(defaults, result["samplers"])
+    result = {**defaults, **result}
+    bias = {**result.pop("logit_bias", {}), **logit_bias(fields, sizes.n_vocab)}
+    if fields.flag("ignore_eos"):
+        bias |= dict.fromkeys(sizes.eog, -math.inf)
     if bias:
         result["logit_bias"] = bias
     stops = fields.texts("stop", most=MOST_STOPS)
@@ -91,8 +111,38 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
         result["cache_prompt"] = fields.flag("cache_prompt")
     if "deterministic" in fields:
         result["deterministic"] = fields.flag("deterministic")
+    if settings.logits_processors:
+        result["logits_processor"] = [make() for make in settings.logits_processors]
+    if "speculative" in fields:
+        # None leaves it to the server: how drafts are made is for those who started it to say.
+        result["speculative"] = None if fields.flag("speculative") else False
+    slot = fields.integer("id_slot", -1, sizes.n_slots - 1)
+    if slot is not None:
+        result["slot"] = slot
+    if fields.get("lora"):  # an empty list: those of the server, as for llama-server
+        result["lora"] = lora_pairs(fields.get("lora"), sizes.adapters)
     result["max_tokens"] = _max_tokens(fields, settings)
     return result
+
+
+def apart(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Take from the arguments of a completion those that are the engine's own, which a chat does not know."""
+    return {name: arguments.pop(name) for name in ("deterministic", "slot", "lora") if name in arguments}
+
+
+def with_effect(arguments: dict[str, Any], samplers: Sequence[str] | None = None) -> dict[str, Any]:
+    """The arguments without those of samplers that are left out.
+
+    Args:
+        arguments: Fields of :class:`pyllm.SamplingParams`, and others.
+        samplers: The samplers. None: those among the arguments.
+    """
+    if samplers is None:
+        samplers = arguments.get("samplers")
+    if samplers is None:
+        return arguments
+    idle = {name for sampler, names in FIELDS_OF.items() if sampler not in samplers for name in names}
+    return {name: value for name, value in arguments.items() if name not in idle}
 
 
 def logit_bias(fields: Fields, n_vocab: int) -> dict[int | str, float]:
@@ -106,7 +156,7 @@ def logit_bias(fields: Fields, n_vocab: int) -> dict[int | str, float]:
     result: dict[int | str, float] = {}
     for token, bias in pairs:
         name = f"logit_bias[{token!r}]"
-        key = int(token) if isinstance(token, str) and token.strip().isdecimal() else token
+        key = int(token) if is_decimal(token) else token
         if isinstance(key, bool) or not isinstance(key, (int, str)):
             raise invalid("logit_bias", f"{name}: a token must be an id or a text")
         if isinstance(key, int) and not 0 <= key < n_vocab:

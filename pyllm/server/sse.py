@@ -18,6 +18,8 @@ _T = TypeVar("_T")
 
 DONE = b"data: [DONE]\n\n"
 _PING = b":\n\n"
+# Requests may ask for shorter intervals, and must not keep the loop busy with them.
+_LEAST_PING = 0.02
 
 
 def event(content: Any, name: str | None = None) -> bytes:
@@ -128,5 +130,5 @@ async def _gone(receive: Receive) -> None:
 
 async def _ping(put: Any, interval: float) -> None:
     while True:
-        await asyncio.sleep(interval)
+        await asyncio.sleep(max(interval, _LEAST_PING))
         await put(_PING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import time
 from typing import TYPE_CHECKING, Any
@@ -35,10 +36,16 @@ class ServerState:
         created: When the server was made, in seconds since 1970.
         draining: Whether it was told to stop: running requests end, new ones are refused.
         running: What is being generated.
-        embedding: How many requests for vectors are computed at once.
+        embedding: How many requests for vectors are computed at once, where no engine has a queue for them.
+        computing: How many requests for vectors have not ended.
     """
 
     def __init__(self, engine: Engine | None, embedder: EmbeddingMethods | None, settings: Settings) -> None:
+        metrics = ServerMetrics(engine)
+        if engine is not None:
+            # One engine may do both, or make vectors only.
+            embedder = engine if embedder is None and engine.embeds else embedder
+            engine = engine if engine.generates else None
         self._engine = engine
         self._embedder = embedder
         self.client = None if engine is None else AsyncEngine(engine)
@@ -51,7 +58,8 @@ class ServerState:
         self.running: set[Generation] = set()
         # They wait for each other anyway, and must not do so in all the threads that others need.
         self.embedding = asyncio.Semaphore(2)
-        self.metrics = ServerMetrics(engine)
+        self.computing = 0
+        self.metrics = metrics
 
     @property
     def generates(self) -> bool:
@@ -66,7 +74,8 @@ class ServerState:
     @property
     def ready(self) -> bool:
         """Whether a request sent now would be taken."""
-        return not self.draining and not (self._engine is not None and self._engine.closed)
+        closed = any(isinstance(one, Engine) and one.closed for one in (self._engine, self._embedder))
+        return not self.draining and not closed
 
     @property
     def engine(self) -> Engine:
@@ -83,7 +92,13 @@ class ServerState:
     @property
     def sizes(self) -> Sizes:
         """Sizes of the model; it raises as :attr:`engine` does."""
-        return Sizes(self.engine.context.n_ctx_seq, self.model.n_vocab)
+        engine = self.engine
+        adapters = tuple(one.path for one in engine.adapters)
+        return Sizes(engine.context.n_ctx_seq, self.model.n_vocab, self._eog, engine.n_parallel, adapters)
+
+    @functools.cached_property
+    def _eog(self) -> tuple[int, ...]:
+        return tuple(self.model.vocab.eog_tokens.tolist())
 
     @property
     def embedder(self) -> EmbeddingMethods:
@@ -101,8 +116,8 @@ class ServerState:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being generated."""
-        return all(job.done for generation in self.running for job in generation.jobs)
+        """Whether nothing is being generated or computed, and what was generated has been read."""
+        return not self.running and not self.computing
 
     def cancel_all(self) -> None:
         """End everything that is being generated."""
@@ -110,6 +125,10 @@ class ServerState:
             generation.cancel()
 
 
+# Where a request finds the model that it named, when the server has several.
+CHOSEN = "pyllm_model"
+
+
 def state_of(request: Request) -> ServerState:
-    """The state of the application that a request came to."""
-    return request.app.state.pyllm  # type: ignore[no-any-return]
+    """The state of the application that a request came to; where that has several models, of the one it named."""
+    return request.scope.get(CHOSEN) or request.app.state.pyllm  # type: ignore[no-any-return]

@@ -9,7 +9,7 @@ from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import ContextParams, ModelParams
-from pyllm.speculation.params import SpeculationParams
+from pyllm.speculation.params import SpeculationParams, arguments_for
 
 if TYPE_CHECKING:
     from pyllm.speculation.speculator import Speculator
@@ -23,13 +23,7 @@ class SpeculationMethods:
     model_params: ModelParams
     context_params: ContextParams
     _speculator: Speculator | None = None
-
-    @staticmethod
-    def _arguments_for(speculative: Any) -> dict[str, Any]:
-        """What a model must be loaded with for it: the layers that draft are left out else."""
-        params = None if isinstance(speculative, bool) else speculative
-        types = getattr(params, "types", None) or (params if isinstance(params, str) else ())
-        return {"load_mtp": True} if types == "mtp" or "draft-mtp" in types else {}
+    _arguments_for = staticmethod(arguments_for)
 
     def _start_speculation(self, draft: str | os.PathLike[str] | Model | None, default: Any) -> None:
         if draft is not None or (default is not None and default is not False):

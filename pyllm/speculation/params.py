@@ -100,3 +100,10 @@ def as_params(value: Any, *, has_draft: bool) -> SpeculationParams | None:
     if params.types is not None and "draft-simple" in params.types and not has_draft:
         raise InvalidArgumentError("there is no draft model: give one to Llama as draft=, or use speculative='ngram'")
     return params
+
+
+def arguments_for(speculative: Any) -> dict[str, Any]:
+    """What a model must be loaded with for `speculative=`: the layers that draft are left out else."""
+    params = None if isinstance(speculative, bool) else speculative
+    types = getattr(params, "types", None) or (params if isinstance(params, str) else ())
+    return {"load_mtp": True} if types == "mtp" or "draft-mtp" in types else {}

@@ -63,7 +63,7 @@ class Speculator:
                 check_vocabulary(context.model.vocab, self.model.vocab)
             self.default = self.params(self.model is not None if default is None else default)
             if self.default is not None:
-                self._drafter_for(self.default)  # its errors are raised now
+                self.drafter_for(self.default)  # its errors are raised now
         except BaseException:
             self.close()
             raise
@@ -110,7 +110,7 @@ class Speculator:
             limit: How many tokens it will have at most.
             **options: As of :class:`pyllm.core.generation.Generation`.
         """
-        drafter = self._drafter_for(params)
+        drafter = self.drafter_for(params)
         pace = self._paces.get(params)
         if pace is None or not params.adaptive:
             pace = self._paces[params] = Pace(drafter.n_max, adaptive=params.adaptive)
@@ -118,15 +118,27 @@ class Speculator:
             self.context, sampler, drafter=drafter, past=past, pace=pace, limit=limit, **options
         )
 
-    def _drafter_for(self, params: SpeculationParams) -> Drafter:
+    def drafter_for(self, params: SpeculationParams) -> Drafter:
+        """What drafts in this way; it replaces the one before, where that was another."""
         if self._drafter is not None and self._drafter[0] == params:
             return self._drafter[1]
-        # A draft context follows one drafter only.
+        # A draft context follows one drafter at a time.
+        kept = None
+        if self._drafter is not None and self._same_context(self._drafter[0], params):
+            kept, self._draft_context = self._draft_context, None
         self._close_drafter()
-        if params.needs_model:
+        if kept is not None:
+            kept.memory.clear(data=False)
+            self._draft_context = kept
+        elif params.needs_model:
             self._draft_context = self._make_context(params)
         self._drafter = params, Drafter(self.context, self._draft_context, **params.options())
         return self._drafter[1]
+
+    def _same_context(self, old: SpeculationParams, new: SpeculationParams) -> bool:
+        """Whether a new drafter can go on with the context of the draft model."""
+        features = self.reads_features(old) or self.reads_features(new)
+        return old.needs_model and new.needs_model and not features
 
     def _make_context(self, params: SpeculationParams) -> Context:
         target = self.context

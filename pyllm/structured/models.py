@@ -11,6 +11,9 @@ from pyllm.errors import InvalidArgumentError, MissingDependencyError
 
 Parser = Callable[[str], Any]
 
+# Arrays and objects within each other: more of them are not for grammars but for stacks.
+MAX_LEVELS = 400
+
 
 def json_schema_of(source: Any) -> str | None:
     """The JSON schema behind a value of ``json_schema`` or ``response_format``, as JSON.
@@ -40,7 +43,7 @@ def json_schema_of(source: Any) -> str | None:
 def schema_and_parser(source: Any) -> tuple[Any, Parser]:
     """The schema as Python values, and what turns JSON text into the value it describes."""
     if isinstance(source, Mapping):
-        return _plain(source), json.loads
+        return _shallow(_plain(source)), json.loads
     if isinstance(source, bool):
         return source, json.loads
     if isinstance(source, (str, bytes)):
@@ -48,9 +51,11 @@ def schema_and_parser(source: Any) -> tuple[Any, Parser]:
             schema = json.loads(source)
         except ValueError as cause:
             raise InvalidArgumentError(f"json_schema is not JSON: {cause}") from None
+        except RecursionError:
+            raise _too_deep() from None
         if not isinstance(schema, (dict, bool)):
             raise InvalidArgumentError(f"json_schema must be a JSON object, not {type(schema).__name__}")
-        return schema, json.loads
+        return _shallow(schema), json.loads
     try:
         return _of_pydantic(source)
     except Exception as cause:
@@ -89,3 +94,25 @@ def _plain(schema: Mapping[str, Any]) -> Any:
         return json.loads(json.dumps(schema, default=dict, allow_nan=False))
     except (TypeError, ValueError) as cause:
         raise InvalidArgumentError(f"json_schema holds what is no JSON: {cause}") from None
+    except RecursionError:
+        raise _too_deep() from None
+
+
+def _shallow(schema: Any) -> Any:
+    """The same, if whatever walks through it afterwards can do so."""
+    level, depth = [schema], 0
+    while level:
+        depth += 1
+        if depth > MAX_LEVELS:
+            raise _too_deep()
+        level = [
+            child
+            for value in level
+            if isinstance(value, (dict, list))
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+    return schema
+
+
+def _too_deep() -> InvalidArgumentError:
+    return InvalidArgumentError(f"json_schema is nested too deep: more than {MAX_LEVELS} arrays and objects")

@@ -68,7 +68,9 @@ def test_each_text_is_what_it_is_alone(engine: Engine, llm: Llama, settings: dic
 
 def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm: Llama) -> None:
     alone = [llm(prompt, max_tokens=40, temperature=0).tokens for prompt in PROMPTS]
-    with Engine(tiny_model, n_ctx=256, n_parallel=8, n_threads=1, n_batch=32, cache_prompt=False) as engine:
+    with Engine(
+        tiny_model, n_ctx=256, n_parallel=8, kv_unified=True, n_threads=1, n_batch=32, cache_prompt=False
+    ) as engine:
         # Cells are counted in units of 256, so a part of them is taken away.
         engine._cache.ledger.n_cells = 90
         together = engine.generate(PROMPTS, max_tokens=40, temperature=0)
@@ -333,9 +335,11 @@ def test_async_requests(engine: Engine, llm: Llama) -> None:
 # ---- everything at once
 
 
-def test_many_random_requests_are_all_accounted_for(tiny_model: Model) -> None:
+@pytest.mark.parametrize("unified", [True, False])
+def test_many_random_requests_are_all_accounted_for(tiny_model: Model, unified: bool) -> None:
     random.seed(1)
-    with Engine(tiny_model, n_ctx=256, n_parallel=6, n_threads=1, n_batch=48, target_ms=20) as engine:
+    sizes = {"n_ctx": 256, "n_parallel": 6, "n_batch": 48, "kv_unified": unified}
+    with Engine(tiny_model, n_threads=1, target_ms=20, **sizes) as engine:
 
         def fail(ids: np.ndarray, logits: np.ndarray) -> None:
             raise ValueError("mine")

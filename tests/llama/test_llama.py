@@ -218,7 +218,7 @@ class TestSampling:
             ({"seed": 2**32}, "seed"),
             ({"repeat_penalty": 0}, "repeat"),
             ({"grammar": "root ::= [a"}, "grammar"),
-            ({"logits_processor": 5}, "iterable|callable"),
+            ({"logits_processor": 5}, "must be a function"),
         ],
     )
     def test_bad_values(self, llm, arguments, message):

@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+from tiny_loras import write_lora
 
 from pyllm import Llama, errors
-from pyllm.core.gguf import GGUFReader, GGUFWriter
 from pyllm.core.model import Model
 from pyllm.lora import lora_pairs
 
 PROMPT = "the more people look at the number"
-RANK = 4
-
-
-def write_lora(path, model_path, seed, arch="llama"):
-    random = np.random.default_rng(seed)
-    writer = GGUFWriter()
-    for key, value in (("general.type", "adapter"), ("general.architecture", arch), ("adapter.type", "lora")):
-        writer.add(key, value)
-    writer.add("adapter.lora.alpha", 32.0)
-    with GGUFReader(model_path) as model:
-        shapes = {tensor.name: tensor.shape for tensor in model.tensors}
-    for name in ("blk.0.attn_q.weight", "blk.1.ffn_down.weight", "output.weight"):
-        rows, columns = shapes[name]
-        writer.add_tensor(f"{name}.lora_a", random.normal(0, 0.2, (RANK, columns)).astype(np.float32))
-        writer.add_tensor(f"{name}.lora_b", random.normal(0, 0.2, (rows, RANK)).astype(np.float32))
-    writer.write(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import httpx
 import openai
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from browsers import ARGUMENTS, CHROMIUM, Tab, tab
+from served import Process, Prompted, Served, quiet, wait_for
 
 from pyllm import Model
 from pyllm.engine import Engine
@@ -19,7 +22,7 @@ from pyllm.server.run import Runner
 
 @pytest.fixture(scope="module")
 def shared_engine(tiny_model: Model) -> Iterator[Prompted]:
-    with Prompted(tiny_model, n_ctx=2048, n_parallel=4, n_threads=1, max_queued=64) as engine:
+    with Prompted(tiny_model, n_ctx=8192, n_parallel=4, n_threads=1, max_queued=64) as engine:
         yield engine
 
 
@@ -69,3 +72,45 @@ def shared_client(shared_server: Served) -> Iterator[openai.OpenAI]:
 @pytest.fixture
 def client(shared_client: openai.OpenAI, server: Served) -> openai.OpenAI:
     return shared_client
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Process]]:
+    """`serve(flags…, VARIABLE=…)`: the program as a process of its own, killed after the test."""
+    started: list[Process] = []
+
+    def serve(*arguments: Any, **environment: str) -> Process:
+        started.append(Process(*map(str, arguments), **environment))
+        return started[-1]
+
+    yield serve
+    for process in started:
+        process.close()
+
+
+# ---- the page, in a real browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright. It goes with the module: other tests run event loops of their own."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium here")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def web(browser: Any, server: Served) -> Iterator[Tab]:
+    """A tab, which is checked afterwards."""
+    with tab(browser, server) as web:
+        yield web
+
+
+@pytest.fixture
+def other(browser: Any) -> Callable[..., AbstractContextManager[Tab]]:
+    """`with other(server, **options) as web`: a tab on another server, or of another kind."""
+    return partial(tab, browser)

@@ -143,6 +143,30 @@ def test_logprobs(client, llm) -> None:
     assert tokens == found.tokens
 
 
+def test_logprobs_of_the_prompt(client, server, llm) -> None:
+    text, ids = "the cat sat", llm.vocab.tokenize("more people look", parse_special=True).tolist()
+    for prompt in (text, ids):
+        for max_tokens in (0, 1, 4):
+            settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0, "echo": True, "logprobs": 2}
+            answer = client.completions.create(model="m", prompt=prompt, **settings)
+            found, expected = answer.choices[0], llm(prompt, **settings)
+            assert found.text == expected.text
+            assert tuple(found.logprobs.tokens) == expected.logprobs.tokens
+            assert tuple(found.logprobs.text_offset) == expected.logprobs.text_offset
+            assert found.logprobs.token_logprobs[0] is None and found.logprobs.top_logprobs[0] is None
+            numbers = expected.logprobs.token_logprobs[1:]
+            assert found.logprobs.token_logprobs[1:] == pytest.approx(numbers, abs=1e-3)
+            assert answer.usage.completion_tokens == len(expected.choices[0].tokens)
+    body = {"prompt": [text, ids], "max_tokens": 2, "echo": True, "logprobs": 1, "n": 2, "seed": 1}
+    whole = server.post("/v1/completions", body | {"deterministic": True}).json()
+    assert [len(choice["logprobs"]["tokens"]) > 2 for choice in whole["choices"]] == [True] * 4
+    streamed: dict[int, list[str]] = {}
+    for one in events(server, body | {"deterministic": True}):
+        (choice,) = one["choices"]
+        streamed.setdefault(choice["index"], []).extend((choice["logprobs"] or {"tokens": []})["tokens"])
+    assert streamed == {choice["index"]: choice["logprobs"]["tokens"] for choice in whole["choices"]}
+
+
 def test_what_cannot_be_has_a_number_that_json_has(server) -> None:
     text = server.post(
         "/v1/completions", {"prompt": "the", "max_tokens": 1, "logprobs": 2, "logit_bias": [[5, False]]}
@@ -221,7 +245,7 @@ def test_a_limit_of_the_server(start, engine) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"logprobs": 1000}, "logprobs"),
-        ({"logprobs": 1, "echo": True}, "logprobs"),
+        ({"logprobs": 50, "echo": True}, "logprobs"),
         ({"logit_bias": 5}, "logit_bias"),
         ({"logit_bias": {"5": "x"}}, "logit_bias"),
         ({"logit_bias": {"99999999": 1}}, "logit_bias"),

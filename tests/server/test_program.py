@@ -4,78 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import threading
-from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import openai
 import programs
 import pytest
-from served import wait_for
 
 from pyllm.server.log import JSONFormatter, TextFormatter
-
-
-class Process:
-    """The program while it serves; its log is read line by line."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [*programs.PROGRAM, "serve", *arguments, "--port", "0", "-t", "1"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "LLAMA_ARG_LOG_JSONL": "1", **environment},
-        )
-        self.lines: list[dict[str, Any]] = []
-        self.rest: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        for line in self.process.stderr:
-            try:
-                self.lines.append(json.loads(line))
-            except ValueError:
-                self.rest.append(line)
-
-    @property
-    def url(self) -> str:
-        def said() -> list[str]:
-            assert self.process.poll() is None, "".join(self.rest)
-            return [line["message"] for line in self.lines if "listening" in line["message"]]
-
-        wait_for(said, 60)
-        return said()[0].rpartition(" ")[2]
-
-    def wait(self) -> int:
-        code = self.process.wait(30)
-        self._reader.join(10)
-        return code
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(30)
-        self._reader.join(10)
-        self.process.stdout.close()
-        self.process.stderr.close()
-
-
-@pytest.fixture
-def serve() -> Iterator[Any]:
-    started: list[Process] = []
-
-    def serve(*arguments: Any, **environment: str) -> Process:
-        started.append(Process(*map(str, arguments), **environment))
-        return started[-1]
-
-    yield serve
-    for process in started:
-        process.close()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
@@ -85,7 +22,8 @@ def test_a_process_from_start_to_end(serve, tiny_models, tmp_path) -> None:
     process = serve(tiny_models["llama"], "-a", "tiny", "-c", "512", "-np", "2", "--api-key-file", keys, "--metrics")
     with openai.OpenAI(base_url=f"{process.url}/v1", api_key="second", max_retries=0) as client:
         assert client.models.list().data[0].id == "tiny"
-        assert client.completions.create(model="m", prompt="the cat", max_tokens=4).usage.prompt_tokens > 0
+        answer = client.completions.create(model="m", prompt="the cat", max_tokens=4)
+        assert answer.usage.prompt_tokens > 0
         stream = client.completions.create(
             model="m", prompt="the", max_tokens=300, stream=True, logit_bias={"2": -100}, temperature=0
         )
@@ -96,7 +34,7 @@ def test_a_process_from_start_to_end(serve, tiny_models, tmp_path) -> None:
     assert process.wait() == 0
     assert process.rest == []
     (line, *_) = [line for line in process.lines if line.get("path") == "/v1/completions"]
-    assert line["status"] == 200
+    assert (line["status"], line["id"]) == (200, answer.id)
     assert line["completion_tokens"] > 0
     assert line["first_token_ms"] > 0
     assert process.process.stdout.read() == ""
@@ -135,14 +73,14 @@ def test_wrong_usage(tiny_models, tmp_path) -> None:
     twice = programs.invoke("serve", tiny_models["llama"], "-m", "other")
     assert twice.returncode == 2
     assert programs.invoke("serve", tmp_path / "none.gguf").returncode == 1
-    done = programs.invoke("serve", tiny_models["llama"], "--lora", "x.gguf")
-    assert done.returncode == 2
+    assert programs.invoke("serve", tiny_models["llama"], "--lora", tmp_path / "none.gguf").returncode == 1
+    assert programs.invoke("serve", tiny_models["llama"], "--slot-save-path", tmp_path / "none").returncode == 1
 
 
 def test_a_port_that_is_taken(server, tiny_models) -> None:
     port = server.url.rpartition(":")[2]
     done = programs.start("serve", tiny_models["llama"], "-c", "256", "-t", "1", "--port", port)
-    assert done.returncode != 0
+    assert done.returncode == 1
     assert port in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -157,3 +95,12 @@ def test_lines_of_the_log_are_lines() -> None:
     line = JSONFormatter().format(record)
     assert "\n" not in line
     assert json.loads(line)["status"] == 200
+
+
+@pytest.mark.parametrize("text", ["", "\n# nobody yet\n\n"])
+def test_a_file_without_a_key_is_no_server_for_everybody(tiny_models, tmp_path, text) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(text)
+    done = programs.invoke("serve", tiny_models["llama"], "--api-key-file", keys)
+    assert done.returncode == 2
+    assert "has no key in it" in re.sub(r"[\s│]+", " ", done.stderr)

@@ -169,6 +169,14 @@ def test_mistakes_are_found_before_anything_is_computed(llm, arguments, error, m
     assert llm.context.decode_id == decodes and capfd.readouterr() == ("", "")
 
 
+def nested(levels):
+    """A schema in a schema in a schema."""
+    found = {}
+    for _ in range(levels):
+        found = {"items": found}
+    return found
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,6 +187,13 @@ def test_mistakes_are_found_before_anything_is_computed(llm, arguments, error, m
         ({"json_schema": {"type": "string", "pattern": "\ud800"}}, "half of a surrogate pair"),
         ({"json_schema": {"enum": ["a"], "minLength": "x"}}, "a keyword has a value that it cannot have"),
         ({"json_schema": {"enum": ["a"], "pattern": "("}}, "is no regular expression"),
+        ({"json_schema": '{"a":' * 500 + "1" + "}" * 500}, "nested too deep"),
+        ({"json_schema": "[" * 200_000}, "nested too deep|not JSON"),
+        ({"json_schema": nested(2000)}, "nested too deep"),
+        ({"json_schema": {"enum": [nested(2000)]}}, "nested too deep"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": nested(500)}}}, "nested too deep"),
+        ({"dry_multiplier": 1.0, "dry_sequence_breakers": ["\ud800"]}, "half of a surrogate pair"),
+        ({"stop": "\ud800"}, "half of a surrogate pair"),
         ({"logit_bias": {5: "a"}}, "logit_bias takes numbers"),
         ({"logit_bias": {1.5: 1}}, "logit_bias takes numbers"),
     ],
@@ -186,6 +201,19 @@ def test_mistakes_are_found_before_anything_is_computed(llm, arguments, error, m
 def test_what_cannot_be_understood(llm, arguments, message):
     with pytest.raises(errors.PyllmError, match=message):
         llm("Hello", max_tokens=1, **arguments)
+
+
+@pytest.mark.parametrize("prompt", ["\ud800", "the cat \udfff sat"])
+def test_a_prompt_with_half_a_character(llm, prompt):
+    with pytest.raises(errors.InvalidArgumentError, match="the prompt holds half of a surrogate pair"):
+        llm(prompt, max_tokens=1)
+
+
+@pytest.mark.parametrize("name", ["logits_processor", "stopping_criteria"])
+@pytest.mark.parametrize("value", [5, [5], "abc"])
+def test_what_is_no_function(llm, name, value):
+    with pytest.raises(errors.InvalidArgumentError, match="must be"):
+        llm("Hello", max_tokens=1, **{name: value})
 
 
 def test_triggers_that_are_none():

@@ -97,7 +97,8 @@ def test_the_wheel_is_whole(wheel: Path) -> None:
         path.relative_to(REPOSITORY / "pyx").with_suffix("").as_posix() for path in (REPOSITORY / "pyx").rglob("*.pyx")
     }
     assert {f"{module}.abi3.so" for module in modules} <= names or sys.platform == "win32"
-    for root, patterns in (("pyllm", ("*.py", "*.pyi", "py.typed")), ("pyx/pyllm", ("*.pxd", "*.hpp"))):
+    written = ("*.py", "*.pyi", "py.typed", "*.html", "*.css", "*.js", "*.svg")
+    for root, patterns in (("pyllm", written), ("pyx/pyllm", ("*.pxd", "*.hpp"))):
         for pattern in patterns:
             for path in (REPOSITORY / root).rglob(pattern):
                 assert f"pyllm/{path.relative_to(REPOSITORY / root).as_posix()}" in names

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyllm.server.chat.defaults import with_defaults
 from pyllm.server.completions.protocol import form_arguments, stream_options
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields
-from pyllm.server.sampling import MOST_LOGPROBS, Sizes, sampling_arguments
+from pyllm.server.sampling import MOST_LOGPROBS, Sizes, apart, sampling_arguments
 from pyllm.server.settings import Settings
 
 
@@ -25,6 +26,9 @@ class ChatAsk:
         extra: What the engine is asked with besides.
         stream: Whether the answer is sent as it comes.
         include_usage: Whether the stream ends with the counts of tokens.
+        timings_per_token: Whether every piece of a stream has the timings.
+        return_progress: Whether a stream says how far the prompt has been read.
+        verbose: Whether an answer that is no stream says all that is known of it.
 
     Raises:
         APIError: Something is wrong; the error names the parameter.
@@ -36,9 +40,12 @@ class ChatAsk:
         if not isinstance(self.messages, list):
             raise fields.wrong("messages", "a list of messages")
         arguments = sampling_arguments(fields, settings, sizes)
-        self.extra = {"deterministic": arguments.pop("deterministic")} if "deterministic" in arguments else {}
+        self.extra = apart(arguments)
         arguments |= form_arguments(fields)
         self.stream, self.include_usage = stream_options(fields)
+        self.timings_per_token = fields.flag("timings_per_token")
+        self.return_progress = fields.flag("return_progress")
+        self.verbose = fields.flag("verbose")
         arguments |= _tools(fields)
         arguments |= _thinking(fields)
         if fields.flag("logprobs"):
@@ -51,9 +58,7 @@ class ChatAsk:
         for name in ("continue_final_message", "add_generation_prompt"):
             if name in fields:
                 arguments[name] = fields.flag(name)
-        if settings.chat_template is not None:
-            arguments["chat_template"] = settings.chat_template
-        self.arguments = arguments
+        self.arguments = with_defaults(arguments, settings)
 
 
 def _tools(fields: Fields) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from pyllm.server.settings import Settings
 
 # Texts of one request, over all of its prompts.
 _MOST_TEXTS_OF_ALL = 2048
+# Of the tokens of a prompt, of which there are many.
+_MOST_ECHOED_LOGPROBS = 20
 
 
 class CompletionAsk:
@@ -28,6 +30,10 @@ class CompletionAsk:
         n: Texts for each.
         stream: Whether the texts are sent as they come.
         include_usage: Whether the stream ends with the counts of tokens.
+        timings_per_token: Whether every piece of a stream has the timings.
+        return_progress: Whether a stream says how far the prompt has been read.
+        verbose: Whether an answer that is no stream says all that is known of it.
+        return_token_ids: Whether choices have the ids of their tokens too.
 
     Raises:
         APIError: Something is wrong; the error names the parameter.
@@ -40,13 +46,18 @@ class CompletionAsk:
         self.arguments |= form_arguments(fields)
         self.n: int = self.arguments.get("n", 1)
         self.stream, self.include_usage = stream_options(fields)
+        self.timings_per_token = fields.flag("timings_per_token")
+        self.return_progress = fields.flag("return_progress")
+        self.verbose = fields.flag("verbose")
+        self.return_token_ids = fields.flag("return_token_ids")
         echo = fields.flag("echo")
         logprobs = fields.get("logprobs")
         # Some clients send OpenAI's switch of chats: true asks for the tokens' own numbers.
         top = int(logprobs) if isinstance(logprobs, bool) else fields.integer("logprobs", 0, MOST_LOGPROBS)
         if top is not None and logprobs is not False:
-            if echo:
-                raise invalid("logprobs", "logprobs of the prompt are not computed here: leave out echo, or logprobs")
+            if echo and top > _MOST_ECHOED_LOGPROBS:
+                message = f"logprobs must be from 0 to {_MOST_ECHOED_LOGPROBS} with echo, not {top}"
+                raise invalid("logprobs", message)
             self.arguments["logprobs"] = top
         if echo:
             self.arguments["echo"] = True

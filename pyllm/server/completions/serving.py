@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -15,9 +14,14 @@ from pyllm.server.completions.protocol import CompletionAsk
 from pyllm.server.errors import as_api_error, json_response
 from pyllm.server.generation import Generation
 from pyllm.server.log import note
+from pyllm.server.logprobs import token_entries
+from pyllm.server.native.verbose import verbose
+from pyllm.server.progress import Progress, with_progress
 from pyllm.server.sse import DONE, EventStream, event
 from pyllm.server.state import ServerState
-from pyllm.types import Usage
+from pyllm.server.timings import timings_so_far
+from pyllm.server.version import build_info
+from pyllm.types import Choice, Chunk, Usage
 
 
 async def serve(request: Request, state: ServerState, ask: CompletionAsk) -> Response:
@@ -27,30 +31,42 @@ async def serve(request: Request, state: ServerState, ask: CompletionAsk) -> Res
         await generation.start(ask.prompts, ask.arguments, stream=ask.stream)
     except Exception as error:
         raise as_api_error(error, param="prompt", retry_after=state.settings.retry_after) from error
-    answer = _Answer(state.alias, ask.n)
+    answer = _Answer(state, ask, generation.jobs[0].id)
     if ask.stream:
-        return EventStream(_events(request, generation, answer, ask.include_usage), state.settings, generation.cancel)
+        return EventStream(_events(request, generation, answer, ask), state.settings, generation.cancel)
     completions = await generation.finish()
     choices = [
-        answer.choice(number, choice.to_dict())
+        answer.choice(number, choice, choice.to_dict())
         for number, completion in enumerate(completions)
         for choice in completion.choices
     ]
     note(request, **generation.report())
-    return json_response(answer.whole(choices, generation.usage()))
+    more = {"timings": generation.timings()}
+    more |= verbose(state, generation.jobs[0], completions[0], wanted=ask.verbose)
+    return json_response(answer.whole(choices, generation.usage()) | more)
 
 
 async def _events(
-    request: Request, generation: Generation, answer: _Answer, include_usage: bool
+    request: Request, generation: Generation, answer: _Answer, ask: CompletionAsk
 ) -> AsyncGenerator[bytes, None]:
-    more = {"usage": None} if include_usage else {}
+    more: dict[str, Any] = {"usage": None} if ask.include_usage else {}
+    n_tokens = [0] * len(generation.jobs)
     try:
-        async with contextlib.aclosing(generation.events()) as events:
+        async with contextlib.aclosing(with_progress(generation, wanted=ask.return_progress)) as events:
             async for number, chunk in events:
+                if isinstance(chunk, Progress):
+                    nothing = {"text": "", "index": number * ask.n, "logprobs": None, "finish_reason": None}
+                    yield event(answer.whole([nothing]) | more | chunk.field())
+                    continue
                 (choice,) = chunk.to_dict()["choices"]
-                yield event(answer.whole([answer.choice(number, choice)]) | more)
-        if include_usage:
-            yield event(answer.whole([], generation.usage()))
+                n_tokens[number] += len(chunk.tokens)
+                if ask.timings_per_token:
+                    more["timings"] = timings_so_far(generation.jobs[number], n_tokens[number])
+                if len(generation.completions) == len(generation.jobs) and not ask.include_usage:
+                    more["timings"] = generation.timings()
+                yield event(answer.whole([answer.choice(number, chunk, choice)]) | more)
+        if ask.include_usage:
+            yield event(answer.whole([], generation.usage()) | {"timings": generation.timings()})
         yield DONE
     finally:
         note(request, **generation.report())
@@ -59,18 +75,27 @@ async def _events(
 class _Answer:
     """What all chunks of an answer have in common."""
 
-    def __init__(self, alias: str, n: int) -> None:
-        self.n = n
+    def __init__(self, state: ServerState, ask: CompletionAsk, id: str) -> None:
+        self.n = ask.n
+        self.return_token_ids = ask.return_token_ids
+        self.vocab = state.model.vocab
         self.head = {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": id,  # which is in the log, too
             "object": "text_completion",
             "created": int(time.time()),
-            "model": alias,
+            "model": state.alias,
+            "system_fingerprint": build_info(),
         }
 
-    def choice(self, number: int, choice: dict[str, Any]) -> dict[str, Any]:
+    def choice(self, number: int, source: Choice | Chunk, choice: dict[str, Any]) -> dict[str, Any]:
         """A choice of one of the prompts, numbered over all of them."""
-        return {**choice, "index": number * self.n + choice["index"]}
+        choice["index"] += number * self.n
+        if self.return_token_ids:
+            choice["token_ids"] = list(source.tokens)
+            if source.logprobs is not None:
+                # OpenAI's shape knows tokens by their texts, of which several can be the same.
+                choice["logprobs"]["content"] = token_entries(self.vocab, source.logprobs)
+        return choice
 
     def whole(self, choices: list[dict[str, Any]], usage: Usage | None = None) -> dict[str, Any]:
         """An answer, or a chunk of one, with these choices."""

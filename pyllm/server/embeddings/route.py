@@ -1,35 +1,58 @@
-"""``/v1/embeddings`` and ``/v1/rerank``. They are computed in a thread; a client that goes away ends that, too."""
+"""``/v1/embeddings``, ``/embedding``, ``/v1/rerank`` and their other names. Clients that go away end their requests."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from pyllm.core.vocab import Vocab
+from pyllm.embedding.asks import Ask, counted, ranks_ask, response_ask, vectors_ask
+from pyllm.embedding.embedder import Embedder
 from pyllm.embedding.methods import EmbeddingMethods
-from pyllm.embedding.types import EmbeddingResponse, RerankResult
-from pyllm.server.embeddings.protocol import EmbeddingAsk, RerankAsk
+from pyllm.embedding.types import RerankResult
+from pyllm.engine import Engine
+from pyllm.enums import PoolingType
+from pyllm.server.embeddings.protocol import EmbeddingAsk, NativeEmbeddingAsk, RerankAsk
 from pyllm.server.errors import as_api_error, json_response
 from pyllm.server.limits import read_json
 from pyllm.server.log import note
+from pyllm.server.native.prompts import mixed_ids
 from pyllm.server.sse import until_gone
 from pyllm.server.state import ServerState, state_of
 
+T = TypeVar("T")
+
 
 async def embeddings(request: Request) -> Response:
-    """Vectors of texts."""
+    """Vectors of texts, in OpenAI's shape."""
     state = state_of(request)
     embedder = state.embedder
-    ask = EmbeddingAsk(await read_json(request, state.settings))
-    try:
-        found = await until_gone(request, _vectors(state, embedder, ask))
-    except Exception as error:
-        raise as_api_error(error, param="input", retry_after=state.settings.retry_after) from error
-    note(request, prompt_tokens=found.usage.prompt_tokens)
-    # Thousands of numbers become text: not in the loop that serves the streams.
-    return await asyncio.to_thread(lambda: json_response(found.to_dict()))
+    body = await read_json(request, state.settings)
+    if body.get("input") is None and body.get("content") is not None:
+        return await _native(request, state, embedder, body)
+    ask = EmbeddingAsk(body)
+
+    def make(asked: Embedder) -> Ask[dict[str, Any]]:
+        found = response_ask(asked, ask.inputs, state.alias, **ask.arguments)
+        # Thousands of numbers become text: that is done where the vectors are finished.
+        return Ask(found.texts, found.pooling, lambda vectors: found.finish(vectors).to_dict())
+
+    answer = await _computed(request, state, embedder, make, "input")
+    note(request, prompt_tokens=answer["usage"]["prompt_tokens"])
+    return await asyncio.to_thread(json_response, answer)
+
+
+async def native_embeddings(request: Request) -> Response:
+    """Vectors of texts, in llama-server's shape."""
+    state = state_of(request)
+    embedder = state.embedder
+    return await _native(request, state, embedder, await read_json(request, state.settings))
 
 
 async def rerank(request: Request) -> Response:
@@ -37,27 +60,76 @@ async def rerank(request: Request) -> Response:
     state = state_of(request)
     embedder = state.embedder
     ask = RerankAsk(await read_json(request, state.settings))
-    try:
-        found = await until_gone(request, _ranks(state, embedder, ask))
-    except Exception as error:
-        raise as_api_error(error, param="documents", retry_after=state.settings.retry_after) from error
+
+    def make(asked: Embedder) -> Ask[tuple[list[RerankResult], int]]:
+        return counted(ranks_ask(asked, ask.query, ask.documents, **ask.arguments))
+
+    found, n_tokens = await _computed(request, state, embedder, make, "documents")
+    note(request, prompt_tokens=n_tokens)
+    if ask.tei:
+        return json_response(
+            [
+                {"index": one.index, "score": one.relevance_score}
+                | ({"text": ask.documents[one.index]} if ask.return_text else {})
+                for one in found
+            ]
+        )
+    usage = {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
     results = [result.to_dict() for result in found]
-    return json_response({"object": "list", "model": state.alias, "results": results})
+    return json_response({"object": "list", "model": state.alias, "usage": usage, "results": results})
 
 
-async def _vectors(state: ServerState, embedder: EmbeddingMethods, ask: EmbeddingAsk) -> EmbeddingResponse:
-    async with state.embedding:
-        return await embedder.acreate_embedding(ask.inputs, model=state.alias, **ask.arguments)
+async def _native(request: Request, state: ServerState, embedder: EmbeddingMethods, body: dict[str, Any]) -> Response:
+    ask, vocab = NativeEmbeddingAsk(body), state.model.vocab
+
+    def make(asked: Embedder) -> Ask[tuple[list[dict[str, Any]], int]]:
+        # Vectors of tokens stay as they are.
+        raw = asked.pooling(None) == PoolingType.NONE
+        inputs = [_tokens(vocab, one) for one in ask.inputs]
+        found = vectors_ask(asked, inputs, normalize=False if raw else ask.normalize)
+
+        def finish(vectors: Any) -> tuple[list[dict[str, Any]], int]:
+            rows, n_tokens, _ = found.finish(vectors)
+            nested = [row.tolist() if raw else [row.tolist()] for row in rows]
+            return [{"index": i, "embedding": row} for i, row in enumerate(nested)], n_tokens
+
+        return Ask(found.texts, found.pooling, finish)
+
+    answer, n_tokens = await _computed(request, state, embedder, make, "input" if "input" in body else "content")
+    note(request, prompt_tokens=n_tokens)
+    return await asyncio.to_thread(json_response, answer)
 
 
-async def _ranks(state: ServerState, embedder: EmbeddingMethods, ask: RerankAsk) -> list[RerankResult]:
-    async with state.embedding:
-        return await embedder.arerank(ask.query, ask.documents, **ask.arguments)
+def _tokens(vocab: Vocab, value: str | list[Any]) -> str | list[int]:
+    return value if isinstance(value, str) else mixed_ids(vocab, value, add_special=True, parse_special=False)
+
+
+async def _computed(
+    request: Request, state: ServerState, embedder: EmbeddingMethods, make: Callable[[Embedder], Ask[T]], param: str
+) -> T:
+    """Have something computed for a client that waits for it."""
+
+    async def work() -> T:
+        # An engine has its own queue; others compute in threads, which must not all be taken.
+        gate = contextlib.nullcontext() if isinstance(embedder, Engine) else state.embedding
+        async with gate:
+            return await embedder.acompute(make)
+
+    state.computing += 1
+    try:
+        return await until_gone(request, work())
+    except Exception as error:
+        raise as_api_error(error, param=param, retry_after=state.settings.retry_after) from error
+    finally:
+        state.computing -= 1
 
 
 ROUTES = [
     Route("/v1/embeddings", embeddings, methods=["POST"]),
+    Route("/embedding", native_embeddings, methods=["POST"]),
+    Route("/embeddings", native_embeddings, methods=["POST"]),
     Route("/v1/rerank", rerank, methods=["POST"]),
+    Route("/v1/reranking", rerank, methods=["POST"]),
     Route("/rerank", rerank, methods=["POST"]),
     Route("/reranking", rerank, methods=["POST"]),
 ]

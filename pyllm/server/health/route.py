@@ -11,10 +11,12 @@ from starlette.routing import Route
 
 from pyllm.core.vocab import Vocab
 from pyllm.params import SamplingParams
-from pyllm.server.errors import json_response, unavailable
+from pyllm.server.errors import APIError, json_response, unavailable
+from pyllm.server.limits import read_json
 from pyllm.server.metrics import CONTENT_TYPE
+from pyllm.server.native.answer import RANDOM_SEED, described
 from pyllm.server.state import ServerState, state_of
-from pyllm.version import __version__
+from pyllm.server.version import build_info
 
 
 async def health(request: Request) -> Response:
@@ -37,25 +39,41 @@ async def props(request: Request) -> Response:
     return json_response(await asyncio.to_thread(_props, state_of(request)))
 
 
+async def set_props(request: Request) -> Response:
+    """Change what is being served: where that is allowed, there is nothing to change yet."""
+    state = state_of(request)
+    await read_json(request, state.settings)
+    if not state.settings.props:
+        message = "this server does not take new properties: start it with --props"
+        raise APIError(501, message, code="unsupported")
+    return json_response({"success": True})
+
+
 async def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
-    return Response(state_of(request).metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+    state = state_of(request)
+    headers = {"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(state.created)}
+    return Response(state.metrics.text(), headers=headers)
 
 
 def _props(state: ServerState) -> dict[str, Any]:
-    model, params = state.model, SamplingParams()
-    names = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "repeat_last_n", "mirostat")
+    model, settings = state.model, state.settings
+    params = SamplingParams(**settings.sampling)
     result: dict[str, Any] = {
         "model_alias": state.alias,
+        "model_ftype": model.ftype,
         "model_path": model.path,
         "modalities": {"vision": False, "video": False, "audio": False},
-        "endpoint_slots": False,
-        "endpoint_props": False,
-        "endpoint_metrics": state.settings.metrics,
+        "endpoint_slots": state.settings.slots,
+        "endpoint_props": settings.props,
+        "endpoint_metrics": settings.metrics,
+        "ui": settings.page,
+        "ui_settings": {},
         "bos_token": _token(model.vocab, model.vocab.bos),
         "eos_token": _token(model.vocab, model.vocab.eos),
-        "build_info": f"pyllm {__version__}",
+        "build_info": build_info(),
         "is_sleeping": False,
+        "cors_proxy_enabled": False,
     }
     if state.generates:
         from pyllm.chat.request import template_store
@@ -65,7 +83,11 @@ def _props(state: ServerState) -> dict[str, Any]:
         result["total_slots"] = engine.n_parallel
         result["default_generation_settings"] = {
             "n_ctx": engine.context.n_ctx_seq,
-            "params": {name: getattr(params, name) for name in names},
+            "params": described(
+                params,
+                seed=RANDOM_SEED if params.seed is None else params.seed,
+                n_predict=-1 if settings.max_tokens is None else settings.max_tokens,
+            ),
         }
         result["chat_template"] = templates.source
         result["chat_template_caps"] = templates.caps
@@ -81,5 +103,6 @@ ROUTES = [
     Route("/v1/health", health),
     Route("/ready", ready),
     Route("/props", props),
+    Route("/props", set_props, methods=["POST"]),
 ]
 METRICS = Route("/metrics", metrics)

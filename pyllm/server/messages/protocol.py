@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from pyllm.server.chat.defaults import with_defaults
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields
-from pyllm.server.sampling import MOST_STOPS, Sizes, sampling_arguments
+from pyllm.server.sampling import MOST_STOPS, Sizes, apart, sampling_arguments
 from pyllm.server.settings import Settings
 
 # A line that changes with every request of some clients: no prompt would begin like another one.
@@ -43,16 +44,16 @@ class MessageAsk:
         self.stops = fields.texts("stop_sequences", most=MOST_STOPS)
         if any(not stop for stop in self.stops):
             raise invalid("stop_sequences", "stop_sequences must be texts that are not empty")
-        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
+        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "id_slot", "lora")
         known = {name: body.get(name) for name in names}
         self.arguments = sampling_arguments(Fields(known), settings, sizes)
+        self.extra = apart(self.arguments)
         if self.stops:
             self.arguments["stop"] = self.stops
         self.arguments |= _tools(fields)
         if fields.object("thinking").text("type") == "disabled":
             self.arguments["enable_thinking"] = False
-        if settings.chat_template is not None:
-            self.arguments["chat_template"] = settings.chat_template
+        self.arguments = with_defaults(self.arguments, settings)
         self.stream = fields.flag("stream")
 
 

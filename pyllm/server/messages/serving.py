@@ -28,7 +28,7 @@ _REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"
 
 async def serve(request: Request, state: ServerState, ask: MessageAsk) -> Response:
     """Start what was asked for; the response, or the beginning of a stream."""
-    generation, reading = await start_chat(state, ask.messages, ask.arguments, stream=ask.stream)
+    generation, reading = await start_chat(state, ask.messages, ask.arguments, stream=ask.stream, **ask.extra)
     if ask.stream:
         events = _events(request, generation, reading, ask, state.alias)
         return EventStream(
@@ -54,7 +54,13 @@ async def count(state: ServerState, ask: MessageAsk) -> Response:
 
 def shaped(error: APIError) -> dict[str, Any]:
     """An error in the shape of Anthropic's API."""
-    kind = {429: "rate_limit_error", 503: "overloaded_error", 413: "request_too_large"}.get(error.status, error.kind)
+    kind = {
+        400: "invalid_request_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        501: "api_error",
+        503: "overloaded_error",
+    }.get(error.status, error.kind)
     if kind == "server_error":
         kind = "api_error"
     return {"type": "error", "error": {"type": kind, "message": error.message}}

@@ -1,4 +1,4 @@
-"""``/v1/models``."""
+"""``/v1/models``, and ``/models/load`` and ``/models/unload`` where there are several."""
 
 from __future__ import annotations
 
@@ -9,24 +9,69 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from pyllm.server.errors import APIError, json_response
-from pyllm.server.state import ServerState, state_of
+from pyllm.server.fields import Fields
+from pyllm.server.limits import read_json
+from pyllm.server.models.entry import Entry
+from pyllm.server.models.pool import Models
+from pyllm.server.state import ServerState
 
 
 async def list_models(request: Request) -> Response:
     """All models."""
-    return json_response({"object": "list", "data": [_model(state_of(request))]})
+    return json_response({"object": "list", "data": list(_models(request).values())})
 
 
 async def get_model(request: Request) -> Response:
     """One model."""
-    state = state_of(request)
-    name = request.path_params["name"]
-    if name != state.alias:
-        raise APIError(404, f"there is no model {name!r} here; there is {state.alias!r}", code="model_not_found")
-    return json_response(_model(state))
+    name, models = request.path_params["name"], _models(request)
+    if name not in models:
+        known = f"there {'is' if len(models) == 1 else 'are'} {', '.join(map(repr, models))}"
+        raise APIError(404, f"there is no model {name!r} here; {known}", code="model_not_found")
+    return json_response(models[name])
 
 
-def _model(state: ServerState) -> dict[str, Any]:
+async def load(request: Request) -> Response:
+    """Begin to load a model."""
+    models: Models = request.app.state.pyllm
+    models.load(await _named(request, models))
+    return json_response({"success": True})
+
+
+async def unload(request: Request) -> Response:
+    """Begin to unload a model on which nothing runs."""
+    models: Models = request.app.state.pyllm
+    models.unload(await _named(request, models))
+    return json_response({"success": True})
+
+
+async def _named(request: Request, models: Models) -> str:
+    fields = Fields(await read_json(request, models.settings))
+    fields.need("model")
+    return fields.text("model") or ""
+
+
+def _models(request: Request) -> dict[str, dict[str, Any]]:
+    """All models, by name."""
+    state: ServerState | Models = request.app.state.pyllm
+    if isinstance(state, ServerState):
+        return {state.alias: _model(state.alias, state, state.created)}
+    return {name: _entry(entry, state.created) for name, entry in state.entries.items()}
+
+
+def _entry(entry: Entry, created: int) -> dict[str, Any]:
+    status: dict[str, Any] = {"value": entry.status}
+    if entry.status == "loading":
+        status["progress"] = round(entry.progress, 3)
+    if entry.error is not None:
+        status["failed"] = True
+    loaded = entry.state if entry.status == "loaded" else None
+    return _model(entry.name, loaded, created) | {"status": status, "memory": entry.n_bytes}
+
+
+def _model(name: str, state: ServerState | None, created: int) -> dict[str, Any]:
+    result: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "pyllm"}
+    if state is None:
+        return result
     model = state.model
     meta = {
         "n_vocab": model.n_vocab,
@@ -37,11 +82,15 @@ def _model(state: ServerState) -> dict[str, Any]:
     }
     if state.generates and state.ready:
         meta["n_ctx"] = state.engine.context.n_ctx_seq
-    return {"id": state.alias, "object": "model", "created": state.created, "owned_by": "pyllm", "meta": meta}
+    return result | {"meta": meta}
 
 
 ROUTES = [
     Route("/v1/models", list_models),
     Route("/models", list_models),
     Route("/v1/models/{name:path}", get_model),
+]
+MANAGING = [
+    Route("/models/load", load, methods=["POST"]),
+    Route("/models/unload", unload, methods=["POST"]),
 ]

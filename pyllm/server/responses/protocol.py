@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from pyllm.server.chat.defaults import with_defaults
 from pyllm.server.completions.protocol import form_arguments
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields
-from pyllm.server.sampling import Sizes, sampling_arguments
+from pyllm.server.sampling import Sizes, apart, sampling_arguments
 from pyllm.server.settings import Settings
 
 _TEXTS = ("input_text", "output_text", "text")
@@ -25,6 +26,8 @@ class ResponseAsk:
         messages: The chat, in the shape of chat completions.
         arguments: Those of :meth:`pyllm.Llama.create_chat_completion`.
         stream: Whether the answer is sent as it comes.
+        timings_per_token: Whether every piece of a stream has the timings.
+        return_progress: Whether a stream says how far the prompt has been read.
         echoed: What a response repeats of its request.
 
     Raises:
@@ -40,11 +43,12 @@ class ResponseAsk:
             raise invalid("background", "background cannot be used: this server stores no responses")
         instructions = fields.text("instructions")
         self.messages = ([{"role": "system", "content": instructions}] if instructions else []) + _input(fields)
-        names = ("temperature", "top_p", "top_k", "min_p", "seed")
+        names = ("temperature", "top_p", "top_k", "min_p", "seed", "id_slot", "lora")
         known = {name: body.get(name) for name in names}
         if "max_output_tokens" in fields:
             known["max_tokens"] = fields.integer("max_output_tokens", 1)
         self.arguments = sampling_arguments(Fields(known), settings, sizes)
+        self.extra = apart(self.arguments)
         form = fields.object("text").object("format")
         if "type" in form:
             shaped = {"type": form.get("type")}
@@ -57,9 +61,10 @@ class ResponseAsk:
             self.arguments["chat_template_kwargs"] = {"reasoning_effort": effort}
             if effort == "none":
                 self.arguments["enable_thinking"] = False
-        if settings.chat_template is not None:
-            self.arguments["chat_template"] = settings.chat_template
+        self.arguments = with_defaults(self.arguments, settings)
         self.stream = fields.flag("stream")
+        self.timings_per_token = fields.flag("timings_per_token")
+        self.return_progress = fields.flag("return_progress")
         self.echoed = {
             "instructions": instructions,
             "max_output_tokens": fields.integer("max_output_tokens"),

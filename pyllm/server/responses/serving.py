@@ -18,15 +18,17 @@ from pyllm.server.chat.serving import start_chat
 from pyllm.server.errors import APIError, json_response
 from pyllm.server.generation import Generation
 from pyllm.server.log import note
+from pyllm.server.progress import Progress, with_progress
 from pyllm.server.responses.protocol import ResponseAsk
 from pyllm.server.sse import EventStream, event
 from pyllm.server.state import ServerState
+from pyllm.server.timings import timings_so_far
 from pyllm.types import Usage
 
 
 async def serve(request: Request, state: ServerState, ask: ResponseAsk) -> Response:
     """Start what was asked for; the response, or the beginning of a stream."""
-    generation, reading = await start_chat(state, ask.messages, ask.arguments, stream=ask.stream)
+    generation, reading = await start_chat(state, ask.messages, ask.arguments, stream=ask.stream, **ask.extra)
     answer = _Answer(state.alias, ask)
     if ask.stream:
         events = _events(request, generation, reading, answer)
@@ -45,14 +47,21 @@ async def serve(request: Request, state: ServerState, ask: ResponseAsk) -> Respo
 async def _events(
     request: Request, generation: Generation, reading: Reading, answer: _Answer
 ) -> AsyncGenerator[bytes, None]:
+    n_tokens = 0
     try:
         yield answer.event("response.created", response=answer.response(None))
         yield answer.event("response.in_progress", response=answer.response(None))
-        async with contextlib.aclosing(generation.events()) as events:
+        async with contextlib.aclosing(with_progress(generation, wanted=answer.ask.return_progress)) as events:
             async for _, chunk in events:
+                if isinstance(chunk, Progress):
+                    yield answer.event("response.in_progress", response=answer.response(None), **chunk.field())
+                    continue
+                n_tokens += len(chunk.tokens)
                 read = reading.chunk(chunk)
                 if read is None:
                     continue
+                if answer.ask.timings_per_token:
+                    answer.extra = {"timings": timings_so_far(generation.jobs[0], n_tokens)}
                 for one in answer.add(read.delta):
                     yield one
                 if read.completion is not None:
@@ -60,7 +69,8 @@ async def _events(
                         yield one
                     reason = read.finish_reason
                     name = "response.incomplete" if reason == "length" else "response.completed"
-                    yield answer.event(name, response=answer.response(reason, read.completion.usage))
+                    whole = answer.response(reason, read.completion.usage)
+                    yield answer.event(name, response=whole, timings=generation.timings())
     finally:
         note(request, **generation.report())
 
@@ -85,6 +95,8 @@ class _Answer:
         self.alias = alias
         self.ask = ask
         self.output: list[dict[str, Any]] = []
+        # What every piece of a text has besides.
+        self.extra: dict[str, Any] = {}
         self._open: str | None = None
         self._text = ""
         self._number = 0
@@ -175,6 +187,7 @@ class _Answer:
     def _more(self, name: str, text: str, **content: Any) -> bytes:
         self._text += text
         index = len(self.output) - 1
+        content |= self.extra
         return self.event(name, item_id=self.output[-1]["id"], output_index=index, delta=text, **content)
 
 

@@ -19,6 +19,7 @@ from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
+from pyllm.includes cimport llama_ext as ext
 from pyllm.includes cimport speculative as spec
 
 NGRAM_TYPES = ("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache")
@@ -388,6 +389,50 @@ cdef class Drafter(Resource):
             for token in tokens:
                 self.push(token)
             self.judge(n)
+        finally:
+            self._let_go()
+
+    def observe(self, tokens, position):
+        """Let "draft-mtp" see what the target has just computed for a text. Other types need not see it.
+
+        It drafts from this, so it has to see every token of its text.
+
+        Args:
+            tokens: The first tokens of the target's last batch: ids, shape (n,).
+            position: Of the first one in the text. What was seen from there on is forgotten.
+
+        Raises:
+            InvalidArgumentError: Tokens before these were not seen, or there are more than a batch has.
+            NoOutputError: The target has computed nothing yet.
+
+        Wraps ``common_speculative_process``.
+        """
+        cdef int32_t c_position = int32(position, "position")
+        cdef int32_t n
+        cdef int code
+        cdef float * features
+        cdef const int32_t[::1] view = np.ascontiguousarray(self.target.model.vocab.as_tokens(tokens), np.int32)
+        n = <int32_t> view.shape[0]
+        self._hold()
+        try:
+            self.require()
+            if not self.reads_features or n == 0:
+                return
+            if n > min(self.target.n_batch_, self.context.n_batch_):
+                raise errors.InvalidArgumentError(
+                    f"{n} tokens cannot be of one batch: n_batch is {min(self.target.n_batch_, self.context.n_batch_)}"
+                )
+            if not 0 <= c_position <= self.n_held:
+                raise errors.InvalidArgumentError(
+                    f"position {c_position} is out of range: of the text {self.n_held} tokens were seen so far"
+                )
+            with nogil:
+                features = ext.llama_get_embeddings_nextn_ith(self.target.ptr, n - 1)
+            if features == NULL:
+                error.fail(errors.NoOutputError, "the target has computed nothing yet that could be seen")
+            with nogil:
+                code = self.show(&view[0], n, c_position)
+            self.context.raise_for(code, "llama_process")
         finally:
             self._let_go()
 

@@ -1,0 +1,177 @@
+"""What slots hold in files: saved, brought back and erased while the engine goes on."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.conversation import file
+from pyllm.engine.slots import Slot, SlotBusyError, Slots
+from pyllm.errors import StateError
+
+if TYPE_CHECKING:
+    from pyllm.core.context import Context
+    from pyllm.core.model import Model
+    from pyllm.engine.adapters import Adapters, AdapterSet
+    from pyllm.engine.between import BetweenSteps
+    from pyllm.engine.cache import SequenceCache
+    from pyllm.engine.host import HostCache
+    from pyllm.engine.texts import Text
+    from pyllm.llama import Llama
+    from pyllm.params import ContextParams
+
+Ids = NDArray[np.int32]
+
+_KIND = "slot"
+
+
+class SlotMethods:
+    """The methods of an engine for slots."""
+
+    model: Model
+    context: Context
+    _adapters: Adapters
+    _between: BetweenSteps
+    _cache: SequenceCache
+    _context_params: ContextParams
+    _host: HostCache
+    _slots: Slots
+    _texts: dict[int, Text]
+
+    def slots(self) -> list[Slot]:
+        """The places where texts are computed, and what is in each. Deterministic requests are in none."""
+        return self._slots.look()
+
+    def save_slot(self, slot: int, path: str | os.PathLike[str]) -> tuple[int, int]:
+        """Write what the last text of a slot has left to a file: its tokens, their KV cache and a checksum.
+
+        Args:
+            slot: The number of the slot.
+            path: The file; one that is there is replaced when the new one is complete.
+
+        Returns:
+            tuple: Tokens, and bytes of the file.
+
+        Raises:
+            SlotBusyError: A text is being computed there.
+            StateError: It holds nothing, or what it held had to go for others.
+            InvalidArgumentError: There is no such slot.
+        """
+        number = self._slots.check(slot)
+        ids, adapters, state = self._between.run(lambda: self._slot_state(number))
+        saved = file.SavedText({}, ids, state)
+        return len(ids), file.write(path, self._as_llama(adapters), _KIND, saved)
+
+    def restore_slot(self, slot: int, path: str | os.PathLike[str]) -> tuple[int, int]:
+        """Bring back what :meth:`save_slot` has written. Requests whose prompts begin with it need not compute it.
+
+        Args:
+            slot: The number of the slot that holds it then.
+            path: The file.
+
+        Returns:
+            tuple: Tokens, and bytes of the file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            SlotBusyError: A text is being computed there.
+            StateError: It is damaged, was saved with another model, other settings or adapters, or there is no room.
+            InvalidArgumentError: There is no such slot.
+        """
+        number = self._slots.check(slot)
+        saved = file.parse(path)
+        pairs = self._adapters.of_files(saved.header.get("adapters"))
+        file.check(path, saved, self._as_llama(pairs), _KIND)
+        name = os.fsdecode(path)
+        if len(saved.tokens) == 0:
+            raise StateError(f"{name!r} is damaged: it holds no tokens")
+
+        def load(seq: int) -> None:
+            self.context.state.load(saved.state, seq)
+            last = self.context.memory.pos_max(seq)
+            if last != len(saved.tokens) - 1:
+                raise StateError(f"its state ends at position {last} and its {len(saved.tokens)} tokens do not")
+
+        def restore() -> None:
+            self._check_not_busy(number)
+            adapters = self._adapters.ordered(pairs)
+            self._cache.adopt(saved.tokens, adapters, self._taken(), load)
+            self._slots.put(number, saved.tokens, adapters)
+
+        try:
+            self._between.run(restore)
+        except StateError as error:
+            raise StateError(f"{name!r} cannot be restored: {error.message}", log=error.log) from error
+        return len(saved.tokens), os.path.getsize(name)
+
+    def erase_slot(self, slot: int) -> int:
+        """Forget what the last text of a slot has left; other texts keep what they have in common with it.
+
+        Args:
+            slot: The number of the slot.
+
+        Returns:
+            int: How many tokens it was.
+
+        Raises:
+            SlotBusyError: A text is being computed there.
+            InvalidArgumentError: There is no such slot.
+        """
+        number = self._slots.check(slot)
+        return self._between.run(lambda: self._erase(number))
+
+    # ---- in the thread of the engine
+
+    def _slot_state(self, slot: int) -> tuple[Ids, AdapterSet, bytes]:
+        self._check_not_busy(slot)
+        held = self._slots.held(slot)
+        if held is None:
+            raise StateError(f"slot {slot} holds nothing")
+        ids, adapters = held
+        number = self._host.find(ids, adapters)
+        with self._cache.holding(ids, adapters, self._taken()) as seq:
+            if seq is not None:
+                state = self.context.state.save(seq)
+            elif number is not None:
+                state = self._host.data(number)
+            else:
+                raise StateError(f"what slot {slot} held had to go for others")
+        return ids, cast("AdapterSet", adapters), state
+
+    def _erase(self, slot: int) -> int:
+        self._check_not_busy(slot)
+        held = self._slots.held(slot)
+        self._slots.erase(slot)
+        if held is None:
+            return 0
+        ids, adapters = held
+        seq = self._cache.find(ids, adapters)
+        if seq is not None and seq in self._cache.idle:
+            self._cache.erase(seq)
+        number = self._host.find(ids, adapters)
+        if number is not None:
+            self._host.remove(number)
+        return len(ids)
+
+    def _taken(self) -> list[int | None]:
+        return [text.task.seq for text in self._texts.values() if not text.alone]
+
+    def _check_not_busy(self, slot: int) -> None:
+        if self._slots.is_running(slot):
+            raise SlotBusyError(f"a text is being computed in slot {slot}; try again when it has ended")
+
+    def _as_llama(self, adapters: Any) -> Llama:
+        """What files know a model and its settings by."""
+        context = self.context
+        own = SimpleNamespace(
+            adapters=adapters,
+            control_vector=context.control_vector,
+            causal_attn=context.causal_attn,
+            n_vocab=context.n_vocab,
+            n_ctx_seq=context.n_ctx_seq,
+        )
+        return cast("Llama", SimpleNamespace(model=self.model, context=own, context_params=self._context_params))

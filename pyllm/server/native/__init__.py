@@ -1,0 +1,1 @@
+"""Completions and infilling by llama-server's own names."""

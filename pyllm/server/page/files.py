@@ -1,0 +1,65 @@
+"""The files of the page: read once, with the headers that keep a browser from asking anybody else."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+
+_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+# Where everything but the page itself is found; relative to it, so that a proxy can move both.
+FOLDER = "ui"
+
+# Nothing is loaded from, sent to or shown by anybody else, and what a model writes cannot become a script.
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    # A browser keeps them, and asks each time whether they are still the same.
+    "Cache-Control": "no-cache",
+}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of the page.
+
+    Attributes:
+        name: Its name in the package.
+    """
+
+    name: str
+
+    @property
+    def path(self) -> str:
+        """Where it is served."""
+        return "/" if self.name == "index.html" else f"/{FOLDER}/{self.name}"
+
+    @cached_property
+    def content(self) -> bytes:
+        """What is in it."""
+        return files(__package__).joinpath(self.name).read_bytes()
+
+    @cached_property
+    def headers(self) -> dict[str, str]:
+        """The headers of a response that has it."""
+        media_type = _TYPES[self.name[self.name.rindex(".") :]]
+        return {"Content-Type": media_type, "ETag": f'"{hashlib.sha256(self.content).hexdigest()[:32]}"', **HEADERS}
+
+
+FILES = tuple(
+    File(entry.name)
+    for entry in sorted(files(__package__).iterdir(), key=lambda entry: entry.name)
+    if entry.name.endswith(tuple(_TYPES))
+)
+PATHS = frozenset(file.path for file in FILES)
