@@ -181,6 +181,10 @@ async def ask(port: int, body: dict[str, object]) -> Answer:
 async def all_at_once(side: Side, bodies: Sequence[dict[str, object]], delays: Sequence[float]) -> Round:
     """One request of each client."""
 
+    # The threads of llama-server spin for a while when it has nothing to do any more, and would take the processor away
+    # from the other one.
+    await asyncio.sleep(0.7)
+
     async def client(body: dict[str, object], delay: float) -> Answer:
         await asyncio.sleep(delay)
         return await ask(side.port, body)

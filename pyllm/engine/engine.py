@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,17 +22,15 @@ from pyllm.engine.embedding import EngineEmbedding, bare, products, vector_queue
 from pyllm.engine.host import HostCache, check_host_bytes
 from pyllm.engine.job import Event, Job
 from pyllm.engine.lane import Lane
-from pyllm.engine.metrics import Counters, Metrics
+from pyllm.engine.metrics import Counters, Metrics, look
 from pyllm.engine.pace import Pace
-from pyllm.engine.prompt_record import PromptRecord, rows_per_step
-from pyllm.engine.runner import Runner
-from pyllm.engine.scheduler import Limits, Task, plan
+from pyllm.engine.prompt_record import PromptRecord
 from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
 from pyllm.engine.slot_files import SlotMethods
 from pyllm.engine.slots import Slots
+from pyllm.engine.steps import Steps
 from pyllm.engine.texts import Text
-from pyllm.engine.turns import Turns
-from pyllm.errors import ClosedError, InvalidArgumentError, NoKVSlotError, PyllmError
+from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
 from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.speculation.params import SpeculationParams, arguments_for
@@ -147,14 +143,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self.cache_prompt: bool | None = cache_prompt
         self.n_parallel = n_parallel
         self.max_queued, self.max_queued_tokens = max_queued, max_queued_tokens
-        self._pace = Pace(n_batch, target_ms, n_prompt)
         for_vectors = ContextParams(**of_context, n_ctx=None if self.generates else n_ctx)
         pace = Pace(n_batch, target_ms, n_prompt)
         self._vectors = vector_queue(self.context, for_vectors, pace) if embeds else None
         # The memory of a recurrent model cannot be cut: what it holds is taken over as a whole.
-        self._whole = self.model.is_recurrent or self.model.is_hybrid
+        whole = self.model.is_recurrent or self.model.is_hybrid
         # What is saved of a sliding window is what the end of the text looks at.
-        self._host = HostCache(self.context.state, host_bytes, whole=self._whole or self.model.n_swa > 0)
+        self._host = HostCache(self.context.state, host_bytes, whole=whole or self.model.n_swa > 0)
         self._cache = SequenceCache(
             self.context.memory,
             self.context.n_ctx,
@@ -165,17 +160,26 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         )
         self._slots = Slots(n_parallel)
         self._context_params = fitted
-        self._runner = Runner(self.context)
         self._lane = Lane(lambda: self._lane_context(of_context))
         self._counters = Counters()
-        self._turns = Turns()
+        self._steps = Steps(
+            self.context,
+            self._cache,
+            self._slots,
+            self._drafts,
+            self._vectors,
+            self._lane,
+            Pace(n_batch, target_ms, n_prompt),
+            self._counters,
+            n_parallel=n_parallel,
+            whole=whole,
+        )
+        self._texts = self._steps.texts
         self._wake = threading.Condition()
         self._between = BetweenSteps(self._wake, self._check_open)
         self._adapters.load = self._between.run
         self._new: list[Job] = []
         self._cancels: list[Job] = []
-        self._texts: dict[int, Text] = {}  # by the number of the task
-        self._jobs: dict[Text, Job] = {}
         self._numbers = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pyllm engine", daemon=True)
@@ -287,33 +291,9 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
     def metrics(self) -> Metrics:
         """What it is doing and has done."""
         with self._wake:
-            texts = list(self._texts.values())
-            waiting_jobs = sum(len(job.texts) for job in self._new)
-            counters = self._counters
-            running = [text for text in texts if text.task.seq is not None]
-            return Metrics(
-                n_waiting=len(texts) - len(running) + waiting_jobs,
-                n_running=len(running),
-                n_cells=self._cache.ledger.n_cells,
-                n_cells_used=self._cache.ledger.used,
-                n_cells_running=min(sum(text.task.n_computed for text in running), self._cache.ledger.used),
-                n_requests=counters.requests,
-                n_rejected=counters.rejected,
-                n_cancelled=counters.cancelled,
-                n_failed=counters.failed,
-                n_prompt_tokens=counters.prompt_tokens,
-                n_cached_tokens=counters.cached_tokens,
-                n_generated_tokens=counters.generated_tokens,
-                n_preempted=counters.preempted,
-                n_steps=counters.steps,
-                n_host_bytes=self._host.n_bytes,
-                n_host_hits=self._host.n_hits,
-                n_drafts=self._drafts.total.drafts,
-                n_drafted_tokens=self._drafts.total.drafted,
-                n_accepted_tokens=self._drafts.total.accepted,
-                n_embedding=0 if self._vectors is None else self._vectors.n_jobs,
-                n_embedded_texts=0 if self._vectors is None else self._vectors.n_texts,
-                n_embedded_tokens=0 if self._vectors is None else self._vectors.n_tokens,
+            n_new = sum(len(job.texts) for job in self._new)
+            return look(
+                list(self._texts.values()), n_new, self._cache, self._counters, self._drafts.total, self._vectors
             )
 
     def detokenize(self, tokens: Any) -> str:
@@ -396,15 +376,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
                         break
                     self._take_in()
                 self._between.carry_out()
-                self._step()
+                self._steps.step()
         except BaseException as cause:
             error = cause
         finally:
             with self._wake:
                 self._closing = True
-                jobs = [*{*self._jobs.values()}, *self._new]
-                self._texts.clear()
-                self._jobs.clear()
+                jobs = [*self._steps.clear(), *self._new]
                 self._new.clear()
                 self._between.fail(error)
                 if self._vectors is not None:
@@ -414,165 +392,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
     def _take_in(self) -> None:
         """What callers have asked for since the last step."""
-        for job in self._new:
-            for text in job.texts:
-                self._texts[text.task.id] = text
-                self._jobs[text] = job
+        self._steps.take_in(self._new)
         self._new.clear()
         if self._vectors is not None:
             self._counters.cancelled += self._vectors.take_in()
-        for job in self._cancels:
-            if not job.done:
-                self._counters.cancelled += 1
-                self._end([text for text in job.texts if text.reason is None], "abort")
+        self._steps.cancel(self._cancels)
         self._cancels.clear()
-        for text in list(self._texts.values()):
-            if text.request.limit == 0 and (text.record is None or text.record.complete):
-                self._end([text], "length")
-
-    def _step(self) -> None:
-        started = time.perf_counter()
-        tasks = [text.task for text in self._texts.values() if not text.alone and not text.held]
-        turn = self._vectors is not None and self._vectors.plan(tasks)
-        alone = [text for text in self._texts.values() if text.alone]
-        if alone:
-            self._step_alone(alone)
-        if tasks:
-            self._step_together(tasks)
-        if turn and self._vectors is not None:
-            self._counters.failed += self._vectors.step(1000 * (time.perf_counter() - started))
-
-    def _step_alone(self, texts: list[Text]) -> None:
-        text, n, chosen = self._lane.step(texts)
-        job = self._jobs[text]
-        job.started = job.started or time.perf_counter()
-        if text.row.n_generated == 0:
-            self._counters.prompt_tokens += n
-        if chosen:
-            self._deliver([text], time.perf_counter())
-
-    def _step_together(self, tasks: list[Task]) -> None:
-        cache, counters = self._cache, self._counters
-        limits = Limits(
-            n_sequences=self.context.n_seq_max,
-            n_running=self.n_parallel,
-            n_batch=self._pace.n_batch,
-            n_prompt=0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt,
-            n_scored=rows_per_step(self.context.n_vocab),
-            whole=self._whole,
-            host_whole=self._host.whole,
-            n_drafting=self._drafts.up_to,
-        )
-        self._drafts.want(text for text in self._texts.values() if not text.alone)
-        decision = plan(
-            [task for task in tasks if task.seq is None],
-            [task for task in tasks if task.seq is not None],
-            list(cache.idle),
-            cache.ledger,
-            cache.tree,
-            limits,
-            self._turns.order(tasks),
-            self._host.tree,
-        )
-        cache.expect(decision.admit)
-        for number in decision.preempt:
-            self._slots.end(self._texts[number])
-            cache.drop(self._texts[number].task)
-            counters.preempted += 1
-        self._end([self._texts[number] for number in decision.full], "length")
-        for seq in decision.evict:
-            cache.evict(seq)
-        for admission in decision.admit:
-            text = self._texts[admission.id]
-            cache.start(text.task, admission)
-            self._slots.begin(text)
-            job = self._jobs[text]
-            if text.row.n_generated == 0:
-                counters.cached_tokens += text.task.n_computed
-                text.cached = text.task.n_computed
-            job.started = job.started or time.perf_counter()
-        rows = [(self._texts[number], n) for number, n in decision.rows]
-        if rows:
-            self._turns.served(decision.adapters)
-            self._compute(rows, [(self._texts[number], n) for number, n in decision.drafts])
-
-    def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
-        cache, counters = self._cache, self._counters
-        started = time.perf_counter()
-        drafts = self._drafts.make(granted)
-        try:
-            ready = self._drafts.decode(self._runner, rows, drafts)
-        except NoKVSlotError:
-            self._make_way()
-            return
-        self._drafts.computed(rows, drafts)
-        for text, n in rows:
-            reading = text.task.n_computed < text.n_prompt
-            cache.computed(text.task, n)
-            if reading:
-                counters.prompt_tokens += n
-        self._runner.sample(ready)
-        self._drafts.verify(self._runner, cache, drafts)
-        now = time.perf_counter()
-        self._drafts.took(rows, drafts, now - started)
-        if not granted:
-            n_texts = sum(n == 1 for _, n in rows)
-            self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
-        counters.steps += 1
-        self._deliver([text for text, _ in ready], now)
-
-    def _deliver(self, texts: list[Text], now: float) -> None:
-        """Hand on what these texts have got."""
-        for text in texts:
-            job = self._jobs[text]
-            job.first_token = job.first_token or now
-            self._counters.generated_tokens += text.row.n_generated - text.n_counted
-            text.n_counted = text.row.n_generated
-            if text.error is not None:
-                self._fail(job, text.error)
-            elif text.reason is not None:
-                self._end([text], text.reason)
-            else:
-                job.emit(text)
-
-    def _make_way(self) -> None:
-        """llama.cpp has no room although cells are free: it keeps more than was counted. The last one waits."""
-        texts = [text for text in self._texts.values() if text.task.seq is not None and not text.alone]
-        last = max(texts, key=lambda text: text.task.rank)
-        if len(texts) > 1:
-            self._slots.end(last)
-            self._cache.drop(last.task)
-            self._counters.preempted += 1
-        elif self._cache.idle:
-            self._cache.clear()
-        else:
-            self._end([last], "length")
-
-    def _end(self, texts: list[Text], reason: Any) -> None:
-        for text in texts:
-            text.reason = reason
-            if self._texts.pop(text.task.id, None) is not None:
-                self._leave(text)
-                self._jobs.pop(text).emit(text)
-
-    def _leave(self, text: Text) -> None:
-        self._drafts.forget(text)
-        if text.alone:
-            self._lane.forget(text)
-        elif text.task.seq is not None:
-            self._slots.end(text)
-            self._cache.keep(text.task)
-
-    def _fail(self, job: Job, error: BaseException) -> None:
-        """An error ends its request, and no other."""
-        # The frames of its traceback hold views of logits, which would keep the context from being closed.
-        traceback.clear_frames(error.__traceback__)
-        self._counters.failed += 1
-        for text in job.texts:
-            if self._texts.pop(text.task.id, None) is not None:
-                self._leave(text)
-                self._jobs.pop(text, None)
-        job.fail(error)
+        self._steps.end_empty()
 
 
 def _check_count(name: str, value: Any, most: int | None) -> None:

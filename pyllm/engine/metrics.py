@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyllm.engine.cache import SequenceCache
+    from pyllm.engine.texts import Text
+    from pyllm.engine.vectors import VectorQueue
+    from pyllm.types import Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +77,48 @@ class Counters:
     def __init__(self) -> None:
         self.requests = self.rejected = self.cancelled = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.preempted = self.steps = 0
+
+
+def look(
+    texts: Sequence[Text],
+    n_new: int,
+    cache: SequenceCache,
+    counters: Counters,
+    drafts: Speculation,
+    vectors: VectorQueue | None,
+) -> Metrics:
+    """What an engine is doing and has done.
+
+    Args:
+        texts: Those that wait or run.
+        n_new: How many more wait.
+        cache: Its sequences.
+        counters: Its counts.
+        drafts: What was guessed.
+        vectors: What makes vectors.
+    """
+    running = [text for text in texts if text.task.seq is not None]
+    return Metrics(
+        n_waiting=len(texts) - len(running) + n_new,
+        n_running=len(running),
+        n_cells=cache.ledger.n_cells,
+        n_cells_used=cache.ledger.used,
+        n_cells_running=min(sum(text.task.n_computed for text in running), cache.ledger.used),
+        n_requests=counters.requests,
+        n_rejected=counters.rejected,
+        n_cancelled=counters.cancelled,
+        n_failed=counters.failed,
+        n_prompt_tokens=counters.prompt_tokens,
+        n_cached_tokens=counters.cached_tokens,
+        n_generated_tokens=counters.generated_tokens,
+        n_preempted=counters.preempted,
+        n_steps=counters.steps,
+        n_host_bytes=0 if cache.host is None else cache.host.n_bytes,
+        n_host_hits=0 if cache.host is None else cache.host.n_hits,
+        n_drafts=drafts.drafts,
+        n_drafted_tokens=drafts.drafted,
+        n_accepted_tokens=drafts.accepted,
+        n_embedding=0 if vectors is None else vectors.n_jobs,
+        n_embedded_texts=0 if vectors is None else vectors.n_texts,
+        n_embedded_tokens=0 if vectors is None else vectors.n_tokens,
+    )

@@ -38,8 +38,8 @@ class Pace:
         if self.target_ms is None or self._token_ms is None:
             return
         left = self.target_ms - (self._step_ms or 0.0)
-        # A little less than would just fit: what goes on beside it takes time too.
-        self.n_prompt = max(_LEAST, min(self.most, int(0.8 * left / self._token_ms)))
+        # Less than would just fit: what goes on beside it takes time too, and the next tokens see more of the text.
+        self.n_prompt = max(_LEAST, min(self.most, int(0.7 * left / self._token_ms)))
 
 
 def _mean(old: float | None, new: float) -> float:

@@ -238,13 +238,13 @@ class Watch:
 
     def __init__(self, engine: Engine) -> None:
         self.seen: list[tuple[int, int]] = []
-        decode = engine._runner.decode
+        decode = engine._steps.runner.decode
 
         def watched(rows: Any, drafts: Any = None) -> Any:
             self.seen.append((len(rows), len(drafts or {})))
             return decode(rows, drafts)
 
-        engine._runner.decode = watched  # type: ignore[method-assign]
+        engine._steps.runner.decode = watched  # type: ignore[method-assign]
 
 
 def test_drafts_yield_to_other_texts(make_engine: Callable[..., Engine], plain: Llama) -> None:

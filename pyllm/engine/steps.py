@@ -1,0 +1,243 @@
+"""The steps of an engine: what its thread computes, and what becomes of the texts then."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from pyllm.core.context import Context
+from pyllm.engine.cache import SequenceCache
+from pyllm.engine.drafts import Drafts
+from pyllm.engine.job import Job
+from pyllm.engine.lane import Lane
+from pyllm.engine.metrics import Counters
+from pyllm.engine.pace import Pace
+from pyllm.engine.prompt_record import rows_per_step
+from pyllm.engine.runner import Runner
+from pyllm.engine.scheduler import Limits, Task, plan
+from pyllm.engine.slots import Slots
+from pyllm.engine.texts import Text
+from pyllm.engine.turns import Turns
+from pyllm.engine.vectors import VectorQueue
+from pyllm.errors import NoKVSlotError
+
+
+class Steps:
+    """Computes the requests of an engine, step by step. Only the engine's thread calls it.
+
+    Args:
+        context: Where texts are computed.
+        cache: Its sequences.
+        slots: The places of texts.
+        drafts: What guesses ahead.
+        vectors: What makes vectors, or None.
+        lane: Where deterministic texts are computed.
+        pace: How many tokens of prompts a step takes.
+        counters: What is counted.
+        n_parallel: Texts that are computed at once.
+        whole: The memory of the model cannot be cut.
+
+    Attributes:
+        texts: Those that wait or run, by the numbers of their tasks.
+        jobs: The requests that they belong to.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        cache: SequenceCache,
+        slots: Slots,
+        drafts: Drafts,
+        vectors: VectorQueue | None,
+        lane: Lane,
+        pace: Pace,
+        counters: Counters,
+        *,
+        n_parallel: int,
+        whole: bool,
+    ) -> None:
+        self.context, self.cache, self.counters = context, cache, counters
+        self.n_parallel, self.whole = n_parallel, whole
+        self.texts: dict[int, Text] = {}
+        self.jobs: dict[Text, Job] = {}
+        self.runner = Runner(context)
+        self._slots, self._drafts, self._vectors, self._lane, self._pace = slots, drafts, vectors, lane, pace
+        self._turns = Turns()
+
+    def take_in(self, jobs: Iterable[Job]) -> None:
+        """Requests have come."""
+        for job in jobs:
+            for text in job.texts:
+                self.texts[text.task.id] = text
+                self.jobs[text] = job
+
+    def cancel(self, jobs: Iterable[Job]) -> None:
+        """The callers of requests want no more of them."""
+        for job in jobs:
+            if not job.done:
+                self.counters.cancelled += 1
+                self.end([text for text in job.texts if text.reason is None], "abort")
+
+    def end_empty(self) -> None:
+        """End those that shall have no tokens."""
+        for text in list(self.texts.values()):
+            if text.request.limit == 0 and (text.record is None or text.record.complete):
+                self.end([text], "length")
+
+    def clear(self) -> list[Job]:
+        """Forget everything; the requests that have not ended."""
+        jobs = [*{*self.jobs.values()}]
+        self.texts.clear()
+        self.jobs.clear()
+        return jobs
+
+    def step(self) -> None:
+        """Compute a step of everything there is."""
+        started = time.perf_counter()
+        tasks = [text.task for text in self.texts.values() if not text.alone and not text.held]
+        turn = self._vectors is not None and self._vectors.plan(tasks)
+        alone = [text for text in self.texts.values() if text.alone]
+        if alone:
+            self._step_alone(alone)
+        if tasks:
+            self._step_together(tasks)
+        if turn and self._vectors is not None:
+            self.counters.failed += self._vectors.step(1000 * (time.perf_counter() - started))
+
+    def _step_alone(self, texts: list[Text]) -> None:
+        text, n, chosen = self._lane.step(texts)
+        job = self.jobs[text]
+        job.started = job.started or time.perf_counter()
+        if text.row.n_generated == 0:
+            self.counters.prompt_tokens += n
+        if chosen:
+            self._deliver([text], time.perf_counter())
+
+    def _step_together(self, tasks: list[Task]) -> None:
+        cache, counters = self.cache, self.counters
+        limits = Limits(
+            n_sequences=self.context.n_seq_max,
+            n_running=self.n_parallel,
+            n_batch=self._pace.n_batch,
+            n_prompt=0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt,
+            n_scored=rows_per_step(self.context.n_vocab),
+            whole=self.whole,
+            host_whole=self.cache.host is not None and self.cache.host.whole,
+            n_drafting=self._drafts.up_to,
+        )
+        self._drafts.want(text for text in self.texts.values() if not text.alone)
+        decision = plan(
+            [task for task in tasks if task.seq is None],
+            [task for task in tasks if task.seq is not None],
+            list(cache.idle),
+            cache.ledger,
+            cache.tree,
+            limits,
+            self._turns.order(tasks),
+            None if cache.host is None else cache.host.tree,
+        )
+        cache.expect(decision.admit)
+        for number in decision.preempt:
+            self._slots.end(self.texts[number])
+            cache.drop(self.texts[number].task)
+            counters.preempted += 1
+        self.end([self.texts[number] for number in decision.full], "length")
+        for seq in decision.evict:
+            cache.evict(seq)
+        for admission in decision.admit:
+            text = self.texts[admission.id]
+            cache.start(text.task, admission)
+            self._slots.begin(text)
+            job = self.jobs[text]
+            if text.row.n_generated == 0:
+                counters.cached_tokens += text.task.n_computed
+                text.cached = text.task.n_computed
+            job.started = job.started or time.perf_counter()
+        rows = [(self.texts[number], n) for number, n in decision.rows]
+        if rows:
+            self._turns.served(decision.adapters)
+            self._compute(rows, [(self.texts[number], n) for number, n in decision.drafts])
+
+    def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
+        cache, counters = self.cache, self.counters
+        started = time.perf_counter()
+        drafts = self._drafts.make(granted)
+        try:
+            ready = self._drafts.decode(self.runner, rows, drafts)
+        except NoKVSlotError:
+            self._make_way()
+            return
+        self._drafts.computed(rows, drafts)
+        for text, n in rows:
+            reading = text.task.n_computed < text.n_prompt
+            cache.computed(text.task, n)
+            if reading:
+                counters.prompt_tokens += n
+        self.runner.sample(ready)
+        self._drafts.verify(self.runner, cache, drafts)
+        now = time.perf_counter()
+        self._drafts.took(rows, drafts, now - started)
+        if not granted:
+            n_texts = sum(n == 1 for _, n in rows)
+            self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
+        counters.steps += 1
+        self._deliver([text for text, _ in ready], now)
+
+    def _deliver(self, texts: list[Text], now: float) -> None:
+        """Hand on what these texts have got."""
+        for text in texts:
+            job = self.jobs[text]
+            job.first_token = job.first_token or now
+            self.counters.generated_tokens += text.row.n_generated - text.n_counted
+            text.n_counted = text.row.n_generated
+            if text.error is not None:
+                self._fail(job, text.error)
+            elif text.reason is not None:
+                self.end([text], text.reason)
+            else:
+                job.emit(text)
+
+    def _make_way(self) -> None:
+        """llama.cpp has no room although cells are free: it keeps more than was counted. The last one waits."""
+        texts = [text for text in self.texts.values() if text.task.seq is not None and not text.alone]
+        last = max(texts, key=lambda text: text.task.rank)
+        if len(texts) > 1:
+            self._slots.end(last)
+            self.cache.drop(last.task)
+            self.counters.preempted += 1
+        elif self.cache.idle:
+            self.cache.clear()
+        else:
+            self.end([last], "length")
+
+    def end(self, texts: list[Text], reason: Any) -> None:
+        """Texts have ended, for this reason."""
+        for text in texts:
+            text.reason = reason
+            if self.texts.pop(text.task.id, None) is not None:
+                self._leave(text)
+                self.jobs.pop(text).emit(text)
+
+    def _leave(self, text: Text) -> None:
+        self._drafts.forget(text)
+        if text.alone:
+            self._lane.forget(text)
+        elif text.task.seq is not None:
+            self._slots.end(text)
+            self.cache.keep(text.task)
+
+    def _fail(self, job: Job, error: BaseException) -> None:
+        """An error ends its request, and no other."""
+        # The frames of its traceback hold views of logits, which would keep the context from being closed.
+        traceback.clear_frames(error.__traceback__)
+        self.counters.failed += 1
+        for text in job.texts:
+            if self.texts.pop(text.task.id, None) is not None:
+                self._leave(text)
+                self.jobs.pop(text, None)
+        job.fail(error)
+
+
+__all__ = ["Steps"]
