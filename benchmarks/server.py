@@ -32,7 +32,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.harness import ROOT, WORDS
+from benchmarks.harness import ROOT, WORDS, machine
 from benchmarks.upstream import BIN
 from pyllm import Model, hub
 from pyllm.cpus import usable_cpus
@@ -322,7 +322,8 @@ def main() -> None:
         results.append(measure(args, n))
         print(row(results[-1]), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        data = {"machine": machine(), "results": results}
+        args.json.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

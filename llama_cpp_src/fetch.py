@@ -277,6 +277,19 @@ def wanted(name: str, tree: str) -> PurePosixPath | None:
     return relative
 
 
+def extract(tar: tarfile.TarFile, member: tarfile.TarInfo, destination: Path) -> None:
+    """Writes a plain file as its own user's, whoever's it was."""
+    if hasattr(tarfile, "data_filter"):
+        tar.extract(member, destination, filter="data")
+        return
+    # Python 3.11.0 to 3.11.3 know no filters.
+    member.mode &= 0o755
+    member.uname = member.gname = ""
+    if hasattr(os, "getuid"):
+        member.uid, member.gid = os.getuid(), os.getgid()
+    tar.extract(member, destination)
+
+
 def unpack(archive: Path, destination: Path, tree: str) -> Path:
     """Unpacks the needed files of the tree into the new folder `destination`: plain files only, and none outside it."""
     destination.mkdir()
@@ -288,7 +301,7 @@ def unpack(archive: Path, destination: Path, tree: str) -> Path:
                     continue
                 # The destination is ours, so the member's own path, owner and links play no part.
                 member.name = str(relative)
-                tar.extract(member, destination, filter="data")
+                extract(tar, member, destination)
     except (tarfile.TarError, EOFError) as error:
         raise UnpackError(f"{archive.name} is not a readable source archive: {error}") from error
     missing = [name for name in LANDMARKS if not (destination / name).is_file()]

@@ -148,6 +148,20 @@ def test_unpacks_what_is_needed_and_stamps_it(fetch: ModuleType, pin, carrier: P
     assert (target / "src/llama.cpp").stat().st_mtime == 1_600_000_000
 
 
+def test_the_first_pythons_3_11_unpack_too(
+    fetch: ModuleType, pin, carrier: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Early(tarfile.TarFile):
+        def extract(self, member: tarfile.TarInfo, path: Path) -> None:  # type: ignore[override]
+            assert member.mode & 0o7022 == 0 and member.uname == ""
+            super().extract(member, path, filter="fully_trusted")
+
+    monkeypatch.delattr(fetch.tarfile, "data_filter")
+    monkeypatch.setattr(fetch.tarfile, "open", Early.open)
+    fetch.ensure(pin, target, download=hand_over(carrier))
+    assert (target / "src/llama.cpp").stat().st_mtime == 1_600_000_000
+
+
 def test_a_tree_with_the_right_stamp_is_used_as_it_is(fetch: ModuleType, pin, carrier: Path, target: Path) -> None:
     fetch.ensure(pin, target, download=hand_over(carrier))
     (target / "mark").write_text("mine")
