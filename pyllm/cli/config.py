@@ -110,6 +110,10 @@ def read_config(path: Path, keys: Mapping[str, Key], *, extra: Mapping[str, tupl
     if not isinstance(tables, dict) or not all(isinstance(table, dict) for table in tables.values()):
         raise typer.BadParameter(f"{path}: {_TABLES} must hold a table for each model: [{_TABLES}.NAME]")
     values = _checked(found, keys, {}, str(path), others=(_TABLES,))
+    for name, value in values.items():
+        # Whoever names no API key in a file may have meant to name some: it must not be as if nothing were said.
+        if value == []:
+            raise typer.BadParameter(f"{path}: {name.replace('_', '-')} is an empty list: leave it out, or name some")
     models = {
         str(name): _checked(table, keys, extra, f"{path}: [{_TABLES}.{name}]", refused=_OF_SERVER)
         for name, table in tables.items()

@@ -187,7 +187,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self._thread.start()
 
     def _lane_context(self, of_context: dict[str, Any]) -> Context:
-        context = Context(self.model, n_ctx=self.context.n_ctx_seq, n_seq_max=1, **of_context)
+        params = {name: value for name, value in of_context.items() if value is not None}
+        context = Context(self.model, n_ctx=self.context.n_ctx_seq, n_seq_max=1, **params)
         if self.context.threadpool is not None:
             context.attach_threadpool(self.context.threadpool)
         return context
@@ -226,7 +227,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
         Raises:
             QueueFullError: Too many wait.
-            InvalidArgumentError: An argument is out of range, or the prompt does not fit.
+            InvalidArgumentError: An argument is out of range, the prompt does not fit, or the sampler belongs to a
+                request that has not ended.
             AdapterError: An adapter is none, or not one for this model.
             ClosedError: The engine has been closed.
         """
@@ -242,6 +244,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         with self._wake:
             self._check_open()
             self._check_queue(len(request.ids))
+            self._check_sampler(request)
             self._counters.requests += 1
             for index in range(request.best_of):
                 self._numbers += 1
@@ -346,7 +349,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             raise ClosedError("this Engine has been closed")
 
     def _check_queue(self, n_tokens: int) -> None:
-        waiting = [text for text in self._texts.values() if text.task.seq is None]
+        # The thread of the engine takes texts out meanwhile.
+        waiting = [text for text in list(self._texts.values()) if text.task.seq is None]
         vectors = [] if self._vectors is None else self._vectors.waiting
         n = len({text.request.id for text in waiting}) + len(self._new) + len(vectors)
         if self.max_queued is not None and n >= max(self.max_queued, 1):
@@ -361,6 +365,17 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
                     f"prompts of {tokens} tokens wait already, this one has {n_tokens}, and "
                     f"max_queued_tokens={self.max_queued_tokens}"
                 )
+
+    def _check_sampler(self, request: CompletionRequest) -> None:
+        """A sampler knows what it has chosen, and two texts would mix that up."""
+        if request.sampler is None:
+            return
+        others = [text.request for text in list(self._texts.values())] + [job.request for job in self._new]
+        if any(other.sampler is request.sampler for other in others):
+            raise InvalidArgumentError(
+                "this sampler belongs to a request that has not ended: give each request one of its own, or describe "
+                "it by arguments"
+            )
 
     # ---- the thread of the engine
 

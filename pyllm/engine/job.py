@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -15,6 +16,8 @@ from pyllm.types import Chunk, Completion
 if TYPE_CHECKING:
     from pyllm.engine.engine import Engine
     from pyllm.engine.texts import Text
+
+_log = logging.getLogger("pyllm.engine")
 
 # What a caller gets: a chunk, or how it ended.
 Event = Chunk | BaseException
@@ -125,7 +128,11 @@ class Job:
 
     def _put(self, event: Event) -> None:
         if self._listener is not None:
-            self._listener(event)
+            try:
+                self._listener(event)
+            except Exception:
+                # It was told not to; still, the requests of others must not end by it.
+                _log.exception("the listener of %s has failed", self.id)
         elif self.streamed:
             self._events.put(event)
 

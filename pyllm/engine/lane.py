@@ -28,28 +28,35 @@ class Lane:
         self._runner: Runner | None = None
         self._current: Text | None = None
 
-    def step(self, texts: list[Text]) -> tuple[Text, int, bool]:
-        """Compute the next portion of the first text.
+    def choose(self, texts: list[Text]) -> Text:
+        """The text that is computed until it ends.
 
         Args:
             texts: Those that wait or run here, not empty.
-
-        Returns:
-            tuple: The text, how many of its tokens were computed, and whether one was chosen after them.
         """
-        if self._runner is None:
-            self._runner = Runner(self._make_context())
         if self._current is None:
             self._current = min(texts, key=lambda text: text.task.rank)
-            self._runner.context.memory.clear(data=False)
-            self._current.task.seq = 0
+        return self._current
+
+    def step(self) -> tuple[int, bool]:
+        """Compute the next portion of the chosen text.
+
+        Returns:
+            tuple: How many of its tokens were computed, and whether one was chosen after them.
+        """
         text = self._current
+        assert text is not None
+        if self._runner is None:
+            self._runner = Runner(self._make_context())
+        if text.task.seq is None:
+            self._runner.context.memory.clear(data=False)
+            text.task.seq = 0
         n = min(text.task.n_left, PORTION)
         ready = self._runner.decode([(text, n)])
         text.task.n_computed += n
         if ready:
             self._runner.sample(ready)
-        return text, n, bool(ready)
+        return n, bool(ready)
 
     def forget(self, text: Text) -> None:
         """A text has ended."""

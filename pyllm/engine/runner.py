@@ -104,8 +104,14 @@ class Runner:
                     text.error = error
                     continue
             chosen.append((text, index))
-        tokens = sample_rows(self.context, [text.row for text, _ in chosen], [index for _, index in chosen])
+        try:
+            tokens = sample_rows(self.context, [text.row for text, _ in chosen], [index for _, index in chosen])
+        except Exception:
+            # A sampler of the caller's was closed, say: nothing was chosen. Who is to blame is found one by one.
+            tokens = [self._token(text, index) for text, index in chosen]
         for (text, _), token in zip(chosen, tokens, strict=True):
+            if text.error is not None:
+                continue
             if text.row.error is not None:
                 text.error = text.row.error
             elif token is None:
@@ -115,3 +121,10 @@ class Runner:
                     text.took(token, raws.get(text), seen.get(text))
                 except Exception as error:
                     text.error = error
+
+    def _token(self, text: Text, index: int) -> int | None:
+        try:
+            return sample_rows(self.context, [text.row], [index])[0]
+        except Exception as error:
+            text.error = error
+            return None

@@ -138,7 +138,8 @@ class Slots:
     def look(self) -> list[Slot]:
         """What is in each of them."""
         return [
-            _look(i, place.text, running=True) if place.text is not None else place.look or Slot(i)
+            # The thread of the engine may end a text between two looks at it.
+            _look(i, text, running=True) if (text := place.text) is not None else place.look or Slot(i)
             for i, place in enumerate(self._places)
         ]
 

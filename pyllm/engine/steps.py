@@ -107,10 +107,16 @@ class Steps:
             self.counters.failed += self._vectors.step(1000 * (time.perf_counter() - started))
 
     def _step_alone(self, texts: list[Text]) -> None:
-        text, n, chosen = self._lane.step(texts)
+        text = self._lane.choose(texts)
         job = self.jobs[text]
         job.started = job.started or time.perf_counter()
-        if text.row.n_generated == 0:
+        try:
+            n, chosen = self._lane.step()
+        except Exception as error:
+            # Its context could not be made, say, which is no concern of the others.
+            self._fail(job, error)
+            return
+        if text.task.n_computed <= text.n_prompt:
             self.counters.prompt_tokens += n
         if chosen:
             self._deliver([text], time.perf_counter())
@@ -169,6 +175,12 @@ class Steps:
         except NoKVSlotError:
             self._make_way()
             return
+        except BufferError as error:
+            # Somebody keeps a view of logits, which cannot be moved then. Who wants those of a prompt needs more room.
+            for text in [text for text, _ in rows if text.task.scores] or [text for text, _ in rows]:
+                if text in self.jobs:
+                    self._fail(self.jobs[text], error)
+            return
         self._drafts.computed(rows, drafts)
         for text, n in rows:
             reading = text.task.n_computed < text.n_prompt
@@ -188,7 +200,9 @@ class Steps:
     def _deliver(self, texts: list[Text], now: float) -> None:
         """Hand on what these texts have got."""
         for text in texts:
-            job = self.jobs[text]
+            job = self.jobs.get(text)
+            if job is None:
+                continue  # another text of the request has just failed
             job.first_token = job.first_token or now
             self.counters.generated_tokens += text.row.n_generated - text.n_counted
             text.n_counted = text.row.n_generated
@@ -230,14 +244,26 @@ class Steps:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """An error ends its request, and no other."""
-        # The frames of its traceback hold views of logits, which would keep the context from being closed.
-        traceback.clear_frames(error.__traceback__)
+        for each in (error, *(text.error for text in job.texts)):
+            _clear_frames(each)
         self.counters.failed += 1
         for text in job.texts:
             if self.texts.pop(text.task.id, None) is not None:
                 self._leave(text)
                 self.jobs.pop(text, None)
         job.fail(error)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """The frames of a traceback hold views of logits, which would keep the context from being closed.
+
+    So do those of the errors that it came from.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 __all__ = ["Steps"]

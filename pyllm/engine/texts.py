@@ -103,12 +103,13 @@ def own_processors(request: CompletionRequest, index: int) -> list[LogitsProcess
     if request.n == request.best_of == 1:
         found = list(request.processors)
     else:
-        found = [_own(processor) for processor in request.processors]
+        found = [copied(processor) for processor in request.processors]
     reset(found)
     return found
 
 
-def _own(processor: Any) -> Any:
+def copied(processor: Any) -> Any:
+    """A processor for another text at the same time: a copy, if it says that it has a state."""
     if callable(getattr(processor, "clone", None)):
         return processor.clone()
     if not hasattr(processor, "reset"):

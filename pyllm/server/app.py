@@ -10,7 +10,7 @@ from starlette.routing import BaseRoute
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine import Engine
 from pyllm.errors import InvalidArgumentError
-from pyllm.server.auth import KeyMiddleware, Keys
+from pyllm.server.auth import KeyMiddleware, Keys, PageMiddleware
 from pyllm.server.chat.route import ROUTES as CHAT
 from pyllm.server.completions.route import ROUTES as COMPLETIONS
 from pyllm.server.embeddings.route import ROUTES as EMBEDDINGS
@@ -83,6 +83,7 @@ def make_app(
                 allow_headers=["*"],
             )
         )
+    middleware.append(Middleware(PageMiddleware))
     keys = Keys(settings.api_keys)
     if keys:
         middleware.append(Middleware(KeyMiddleware, keys=keys))
@@ -106,5 +107,7 @@ def make_app(
     if models is not None:
         routes = choosing([*routes, *MANAGING], models)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
+    # A redirection would name a path without the prefix, which nobody finds.
+    app.router.redirect_slashes = not settings.api_prefix
     app.state.pyllm = state
     return app

@@ -1,4 +1,4 @@
-"""Who may ask: API keys."""
+"""Who may ask: API keys, and pages in browsers."""
 
 from __future__ import annotations
 
@@ -34,6 +34,29 @@ class Keys:
         for known in self._digests:
             found |= hmac.compare_digest(digest, known)
         return found
+
+
+class PageMiddleware:
+    """Refuses what a browser sends for any page without asking first whether that page may: POST that is no JSON.
+
+    What is JSON a browser asks about, and whoever is no browser names no origin.
+
+    Args:
+        app: What requests pass to.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            headers = Headers(scope=scope)
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if "origin" in headers and kind != "application/json":
+                message = "from web pages requests need 'Content-Type: application/json'"
+                await APIError(415, message, code="not_json").response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class KeyMiddleware:

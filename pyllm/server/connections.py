@@ -98,7 +98,7 @@ class _Crowded:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in PUBLIC:
+        if scope["type"] != "http" or scope["path"].removeprefix(self.state.settings.api_prefix) in PUBLIC:
             await self.app(scope, receive, send)
             return
         settings = self.state.settings

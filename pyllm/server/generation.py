@@ -9,7 +9,9 @@ from typing import Any
 
 from pyllm.engine.engine import Prompt
 from pyllm.engine.job import Event, Job
+from pyllm.engine.texts import copied
 from pyllm.server.errors import APIError, unavailable
+from pyllm.server.sampling import MOST_TEXTS
 from pyllm.server.state import ServerState
 from pyllm.server.timings import timings_of
 from pyllm.types import Chunk, Completion, Usage
@@ -62,6 +64,10 @@ class Generation:
         try:
             for i, prompt in enumerate(prompts):
                 listener, more = partial(self._note, i), {} if each is None else each[i]
+                if i and "logits_processor" in arguments:
+                    # Each prompt has its own: they are computed at the same time.
+                    own = [copied(one) for one in arguments["logits_processor"]]
+                    arguments = {**arguments, "logits_processor": own}
                 self.jobs.append(await client.submit(prompt, stream=stream, listener=listener, **arguments, **more))
         except BaseException:
             self.cancel()
@@ -138,4 +144,6 @@ def _size(event: Event) -> int:
     if isinstance(event, BaseException):
         return 0
     logprobs = event.logprobs
-    return 1 + len(event.tokens) + (0 if logprobs is None else sum(len(top or ()) for top in logprobs.top_logprobs))
+    size = 1 + len(event.tokens) + (0 if logprobs is None else sum(len(top or ()) for top in logprobs.top_logprobs))
+    # A whole text, or an echoed prompt, comes at once: so far nobody could have read it.
+    return min(size, MOST_UNREAD // MOST_TEXTS)

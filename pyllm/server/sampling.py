@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.engine.texts import copied
 from pyllm.params import FIELDS_OF
+from pyllm.processors.base import LogitsProcessor, as_processors, reset
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields, is_decimal, is_number
 from pyllm.server.lora.protocol import lora_pairs
@@ -112,7 +117,7 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
     if "deterministic" in fields:
         result["deterministic"] = fields.flag("deterministic")
     if settings.logits_processors:
-        result["logits_processor"] = [make() for make in settings.logits_processors]
+        result["logits_processor"] = [OfEachText(make) for make in settings.logits_processors]
     if "speculative" in fields:
         # None leaves it to the server: how drafts are made is for those who started it to say.
         result["speculative"] = None if fields.flag("speculative") else False
@@ -123,6 +128,33 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
         result["lora"] = lora_pairs(fields.get("lora"), sizes.adapters)
     result["max_tokens"] = _max_tokens(fields, settings)
     return result
+
+
+class OfEachText:
+    """A logits processor of the server for one text: an engine, or another prompt of the request, clones it for others.
+
+    Args:
+        make: Makes processors, or gives one that all texts use; of that one texts at once have what copies it has.
+    """
+
+    def __init__(self, make: Callable[[], LogitsProcessor], *, before: LogitsProcessor | None = None) -> None:
+        self._make = make
+        self.made = make()
+        (self._own,) = as_processors([copied(self.made) if self.made is before else self.made])
+
+    def clone(self) -> OfEachText:
+        """That of another text."""
+        return OfEachText(self._make, before=self.made)
+
+    def reset(self) -> None:
+        """A text begins."""
+        reset([self._own])
+
+    def __call__(self, ids: NDArray[np.int32], logits: NDArray[np.float32]) -> Any:
+        return self._own(ids, logits)
+
+    def __repr__(self) -> str:
+        return repr(self._own)
 
 
 def apart(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -85,13 +85,15 @@ class EventStream(Response):
         pinging = asyncio.ensure_future(_ping(put, interval)) if interval else None
         try:
             async with contextlib.aclosing(self.events) as events:
-                try:
-                    async for data in events:
-                        await put(data)
-                except (OSError, TimeoutError):
-                    raise
-                except Exception as error:
-                    await put(self.failed(as_api_error(error)))
+                while True:
+                    # Whatever the events raise is told; what sending raises has nobody to be told to.
+                    try:
+                        data = await anext(events, None)
+                    except Exception as error:
+                        data = self.failed(as_api_error(error))
+                    if data is None:
+                        break
+                    await put(data)
             await put(b"", more=False)
         finally:
             if pinging is not None:

@@ -22,6 +22,8 @@ from pyllm.structured.merge import MergeError, merge_schemas
 from pyllm.structured.validity import is_valid, same
 
 MAX_DEPTH = 128
+# llama.cpp reads a grammar in a time that grows with the square of its alternatives: these take 0.2 seconds.
+MOST_VALUES = 10_000
 MAX_NODES = 20000
 
 _TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
@@ -292,6 +294,8 @@ class _Converter:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if not isinstance(values, list) or not values:
             raise self.fail(f"{path}.enum", "must be a list of values, and not empty")
+        if len(values) > MOST_VALUES:
+            raise self.fail(f"{path}.enum", f"has {len(values)} values, and at most {MOST_VALUES} can be chosen from")
         if "const" in schema and "enum" in schema:
             values = [value for value in values if any(same(value, other) for other in schema["enum"])]
         others = {key: value for key, value in schema.items() if key not in ("const", "enum")}

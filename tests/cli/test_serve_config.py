@@ -203,6 +203,7 @@ def test_models_of_a_folder(served, write, tiny_models, tmp_path) -> None:
         ("temp = 'hot'", "temp must be a number, not 'hot'"),
         ("alias = 5", "alias must be a text, not 5"),
         ("api-key = [5]", "api-key must be a text, not 5"),
+        ("api-key = []", "api-key is an empty list: leave it out, or name some"),
         ("c = 5\nctx_size = 6", "'c' and 'ctx_size' say the same"),
         ("models = 5", "models must hold a table for each model"),
         ("[models]\na = 5", "models must hold a table for each model"),

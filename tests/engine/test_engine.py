@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import isolated
@@ -15,6 +16,9 @@ import pytest
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import AsyncEngine, Engine, QueueFullError
+from pyllm.engine.slots import Slots
+from pyllm.params import SamplingParams
+from pyllm.sampling import build_chain
 
 PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30, [17, 4], [60, 61, 62], [2, 2]]
 
@@ -394,3 +398,111 @@ def test_deterministic_texts_are_the_same_alone_and_in_a_crowd(smollm2: Model) -
         assert cancelled.result(20).finish_reason == "abort"
         assert engine.complete(prompt, **arguments).tokens == alone.tokens
         quiet(engine)
+
+
+# ---- what concerns one request is no concern of the others
+
+
+def test_several_texts_of_a_request_fail_in_the_same_step(engine: Engine, llm: Llama) -> None:
+    def fail(ids: np.ndarray, logits: np.ndarray) -> None:
+        try:
+            inner(logits)
+        except KeyError as cause:
+            raise ZeroDivisionError("mine") from cause
+
+    def inner(logits: np.ndarray) -> None:
+        raise KeyError(len(logits))
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        engine.complete([5, 6, 7], max_tokens=4, n=3, logits_processor=fail)
+    assert (
+        engine.complete([5, 6], max_tokens=4, temperature=0).tokens == llm([5, 6], max_tokens=4, temperature=0).tokens
+    )
+    assert engine.metrics().n_failed == 1
+    quiet(engine)
+    # Neither the errors nor what they came from hold views of logits, which would keep it from being closed.
+    engine.close()
+
+
+def test_samplers_of_callers(engine: Engine) -> None:
+    sampler, closed = (build_chain(SamplingParams(seed=3), engine.vocab, 3) for _ in range(2))
+    good = engine.submit([5, 6, 7], max_tokens=200, sampler=sampler, logits_processor=slow)
+    bad = engine.submit([5, 6, 7], max_tokens=200, sampler=closed, logits_processor=slow)
+    with pytest.raises(errors.InvalidArgumentError, match="not ended"):
+        engine.submit([5, 6, 7], sampler=sampler)
+    wait_for(lambda: bad.first_token is not None)
+    closed.close()
+    with pytest.raises(errors.ClosedError):
+        bad.result(20)
+    good.cancel()
+    assert good.result(20).finish_reason == "abort"
+    again = engine.submit([5, 6, 7], max_tokens=2, sampler=sampler)
+    assert again.result(20).tokens
+    quiet(engine)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_kept_view_of_logits_ends_only_who_needs_more_room(engine: Engine, deterministic: bool) -> None:
+    kept: list[np.ndarray] = []
+
+    def keep(ids: np.ndarray, logits: np.ndarray) -> None:
+        kept.append(logits)
+
+    engine.complete([5, 6, 7], max_tokens=2, logits_processor=keep, deterministic=deterministic)
+    other = engine.submit([5, 6], max_tokens=30, temperature=0, logits_processor=slow)
+    scored = {"max_tokens": 1, "echo": True, "logprobs": 1, "deterministic": deterministic}
+    with pytest.raises(BufferError):
+        engine.complete([1] * 30, **scored)
+    assert other.result(20).finish_reason in ("stop", "length")
+    kept.clear()
+    assert engine.complete([1] * 30, **scored).logprobs is not None
+    quiet(engine)
+
+
+def test_deterministic_requests_fail_alone(tiny_model: Model) -> None:
+    with Engine(tiny_model, n_ctx=512, n_parallel=4, n_threads=1, n_seq_max=None) as engine:
+        make, engine._lane._make_context = engine._lane._make_context, lambda: 1 // 0
+        with pytest.raises(ZeroDivisionError):
+            engine.complete([5, 6], deterministic=True)
+        assert engine.complete([5, 6], max_tokens=2).choices
+        engine._lane._make_context = make
+        n = engine.metrics().n_prompt_tokens
+        assert engine.complete([5, 6], max_tokens=2, deterministic=True).choices
+        assert engine.metrics().n_prompt_tokens - n == 2
+
+
+def test_a_listener_that_fails_ends_nothing(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(event: object) -> None:
+        raise ZeroDivisionError("mine")
+
+    assert engine.submit([5, 6], max_tokens=3, listener=fail).result(20).tokens
+    assert engine.complete([5, 6], max_tokens=3).tokens
+    assert "the listener of" in caplog.text
+
+
+def test_texts_may_end_while_callers_look(engine: Engine) -> None:
+    ending: dict[int, Any] = {}
+
+    class Text:
+        @property
+        def task(self) -> Any:
+            ending.pop(1, None)  # as the thread of the engine does between any two instructions
+            return SimpleNamespace(seq=0)
+
+    ending |= {0: Text(), 1: Text(), 2: Text()}
+    engine._texts = ending
+    engine._check_queue(1)
+    engine._texts = engine._steps.texts
+
+    class Place:
+        texts = iter([engine.submit([5, 6], max_tokens=1).texts[0]])
+        look = None
+
+        @property
+        def text(self) -> Any:
+            return next(self.texts, None)
+
+    slots = Slots(1)
+    slots._places = [Place()]  # type: ignore[list-item]
+    assert slots.look()[0].running
+    assert not slots.look()[0].running

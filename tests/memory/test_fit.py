@@ -160,7 +160,12 @@ def test_a_context_that_does_not_fit_is_refused_with_the_one_that_would(path, av
 def test_nothing_is_loaded_where_the_weights_do_not_fit(path, available, monkeypatch):
     available(100_000)
     loaded = []
-    monkeypatch.setattr(loading, "Model", lambda *_, **__: loaded.append(1))
+
+    class Loading:
+        def __init__(self, *_, **__):
+            loaded.append(1)
+
+    monkeypatch.setattr(loading, "Model", Loading)
     with pytest.raises(errors.InsufficientMemoryError, match="no context makes it fit"):
         Llama(path, n_ctx=256)
     assert loaded == []

@@ -195,6 +195,17 @@ def test_cors_is_closed_unless_opened(server, start: Callable[..., Any], engine)
     assert "access-control-allow-origin" not in other.headers
 
 
+@pytest.mark.parametrize("kind", [None, "text/plain;charset=UTF-8", "application/x-www-form-urlencoded"])
+def test_pages_of_others_cannot_send_what_no_browser_asks_about(server, kind: str | None) -> None:
+    body = b'{"prompt": "the cat", "max_tokens": 1}'
+    headers = {} if kind is None else {"Content-Type": kind}
+    page = {"Origin": "https://example.org"}
+    assert server.http.post(f"{server.url}/v1/completions", content=body, headers=headers).status_code == 200
+    refused = server.http.post(f"{server.url}/v1/completions", content=body, headers=headers | page)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (415, "not_json")
+    assert server.post("/v1/completions", {"prompt": "the cat", "max_tokens": 1}, headers=page).status_code == 200
+
+
 # ---- settings
 
 

@@ -196,6 +196,18 @@ def test_what_is_not_read_is_not_kept_without_end(
     quiet(engine)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_what_comes_at_once_is_not_taken_for_unread(
+    server: Served, engine: Prompted, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr(generation, "MOST_UNREAD", 8000)
+    engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
+    body = {"prompt": "a b c d " * 100, "max_tokens": 5, "n": 2, "echo": True, "logprobs": 20, "stream": stream}
+    said = server.post("/v1/completions", body).text
+    assert "not_read" not in said
+    assert said.count('"finish_reason":"length"') == 2
+
+
 @pytest.mark.slow
 def test_what_was_generated_is_read_before_the_end(start: Callable[..., Served], tiny_model: Model) -> None:
     with Prompted(tiny_model, n_ctx=2048, n_parallel=4, n_threads=1) as engine:
@@ -236,6 +248,14 @@ def test_too_many_connections(start: Callable[..., Served], engine: Prompted) ->
             assert read(connection) == b""
     wait_for(lambda: not server.runner.server_state.connections)
     assert server.get("/v1/models").status_code == 200
+
+
+def test_a_crowd_behind_a_prefix(start: Callable[..., Served], engine: Prompted) -> None:
+    server = start(engine, max_connections=1, api_prefix="/llm")
+    with connect(server):
+        wait_for(lambda: len(server.runner.server_state.connections) == 1)
+        assert server.get("/llm/v1/models").status_code == 503
+        assert server.get("/llm/health").status_code == 200
 
 
 # ---- what HTTP allows, and what it does not

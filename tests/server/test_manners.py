@@ -204,6 +204,17 @@ def test_what_takes_too_long_then_ends_with_an_error(start, tiny_model, stream: 
         quiet(engine)
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, TimeoutError])
+def test_what_a_processor_raises_ends_its_stream_with_an_error(server, engine: Prompted, kind: type) -> None:
+    def fail(ids: Any, logits: Any) -> None:
+        raise kind("of the processor")
+
+    engine.processor = fail
+    answer = server.post("/v1/completions", {"prompt": "the", "max_tokens": 2, "stream": True})
+    assert json.loads(answer.text.removeprefix("data: "))["error"]["code"] == "internal_error"
+    quiet(engine)
+
+
 def test_signs_of_life(start, engine: Prompted) -> None:
     server = start(engine, ping_interval=0.05)
     engine.slowly(0.3)

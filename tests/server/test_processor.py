@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -26,6 +26,42 @@ def asked(start: Callable[..., Served], shared_engine: Prompted, rows: list[int]
         return only_seven
 
     return start(shared_engine, alias="tiny", logits_processors=(make,))
+
+
+class OneText:
+    """Remembers where the texts began that it saw."""
+
+    made: ClassVar[list[OneText]] = []
+
+    def __init__(self) -> None:
+        self.begins: set[int] = set()
+        self.rows = 0
+        self.made.append(self)
+
+    def __call__(self, ids: Any, logits: Any) -> None:
+        self.begins.add(int(ids[-1 - self.rows]))
+        self.rows += 1
+        logits[:] = -np.inf
+        logits[7 + self.rows] = 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "texts"),
+    [
+        ("/v1/completions", {"prompt": ["a", "b", "c"]}, 3),
+        ("/v1/completions", {"prompt": ["a", "b"], "n": 2}, 4),
+        ("/completion", {"prompt": ["a", "b"], "n_cmpl": 2}, 4),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "n": 3}, 3),
+    ],
+)
+def test_each_text_has_its_own(
+    start: Callable[..., Served], shared_engine: Prompted, path: str, body: dict[str, Any], texts: int
+) -> None:
+    asked = start(shared_engine, logits_processors=(OneText,))
+    OneText.made.clear()
+    answer = asked.post(path, {"max_tokens": 5, "n_predict": 5, **body})
+    assert answer.status_code == 200, answer.text
+    assert [(one.rows, len(one.begins)) for one in OneText.made if one.rows] == [(5, 1)] * texts
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,8 @@ def test_all_paths_begin_with_the_prefix(start, engine) -> None:
         answer = server.get(path, headers=headers)
         assert answer.status_code == 404
         assert "/llm" in answer.json()["error"]["message"]
+    # No redirection leads outside.
+    assert server.get("/llm/props/", headers=headers).status_code == 404
     with openai.OpenAI(base_url=f"{server.url}/llm/v1", api_key="key", max_retries=0) as client:
         assert client.completions.create(model="m", prompt="the cat", max_tokens=2).choices
 

@@ -17,6 +17,7 @@ from typing_extensions import TypedDict
 
 from pyllm.errors import InvalidArgumentError
 from pyllm.structured import grammar_of, json_schema_of
+from pyllm.structured.schema import schema_grammar
 
 jsonschema = pytest.importorskip("jsonschema")
 pydantic = pytest.importorskip("pydantic")
@@ -356,3 +357,8 @@ def test_a_type_that_pydantic_does_not_know():
 
     with pytest.raises(InvalidArgumentError, match="pydantic has no schema for"):
         grammar_of(json_schema=list[Unknown])
+
+
+def test_so_many_values_that_nobody_would_wait_for_them_are_refused():
+    with pytest.raises(InvalidArgumentError, match=r"properties.a.enum: has 10001 values, and at most 10000"):
+        schema_grammar({"type": "object", "properties": {"a": {"enum": list(range(10_001))}}})
