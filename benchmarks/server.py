@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8898)
     parser.add_argument("--processor", action="store_true", help="a Python processor on every request of pyllm")
     parser.add_argument("--target-ms", type=float, default=0, help="the latency target of pyllm")
-    parser.add_argument("--ours", default="", help="more flags of pyllm serve")
+    parser.add_argument("--ours", default="", help="more flags of pyllm serve, as in --ours=--kv-unified")
     parser.add_argument("--theirs", default="", help="more flags of llama-server")
     parser.add_argument("--starts", type=int, default=1, help="start both servers so many times, with all rounds each")
     parser.add_argument("--json", type=Path, help="write all figures there, too")
