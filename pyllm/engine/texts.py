@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,8 +10,7 @@ from pyllm.completion.row_text import RowText
 from pyllm.engine.drafting import Drafting
 from pyllm.engine.prompt_record import PromptRecord
 from pyllm.engine.scheduler import Task
-from pyllm.errors import InvalidArgumentError
-from pyllm.processors.base import LogitsProcessor, process, read_only, reset
+from pyllm.processors.base import LogitsProcessor, copied, process, read_only, reset
 
 
 class Text(RowText):
@@ -106,18 +102,3 @@ def own_processors(request: CompletionRequest, index: int) -> list[LogitsProcess
         found = [copied(processor) for processor in request.processors]
     reset(found)
     return found
-
-
-def copied(processor: Any) -> Any:
-    """A processor for another text at the same time: a copy, if it says that it has a state."""
-    if callable(getattr(processor, "clone", None)):
-        return processor.clone()
-    if not hasattr(processor, "reset"):
-        return processor
-    try:
-        return copy.deepcopy(processor)
-    except Exception as cause:
-        raise InvalidArgumentError(
-            f"the logits processor {processor!r} has a state, and several texts at once need one each: give it a "
-            "method clone()"
-        ) from cause

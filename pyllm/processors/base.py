@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -84,4 +85,19 @@ def reset(processors: Iterable[object]) -> None:
             method()
 
 
-__all__ = ["LogitsProcessor", "as_processors", "process", "read_only", "reset", "write"]
+def copied(processor: Any) -> Any:
+    """A processor for another text at the same time: a copy, if it says that it has a state."""
+    if callable(getattr(processor, "clone", None)):
+        return processor.clone()
+    if not hasattr(processor, "reset"):
+        return processor
+    try:
+        return copy.deepcopy(processor)
+    except Exception as cause:
+        raise InvalidArgumentError(
+            f"the logits processor {processor!r} has a state, and several texts at once need one each: give it a "
+            "method clone()"
+        ) from cause
+
+
+__all__ = ["LogitsProcessor", "as_processors", "copied", "process", "read_only", "reset", "write"]

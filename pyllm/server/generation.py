@@ -9,7 +9,7 @@ from typing import Any
 
 from pyllm.engine.engine import Prompt
 from pyllm.engine.job import Event, Job
-from pyllm.engine.texts import copied
+from pyllm.processors.base import copied
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.sampling import MOST_TEXTS
 from pyllm.server.state import ServerState

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.engine.texts import copied
 from pyllm.params import FIELDS_OF
-from pyllm.processors.base import LogitsProcessor, as_processors, reset
+from pyllm.processors.base import LogitsProcessor, as_processors, copied, reset
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields, is_decimal, is_number
 from pyllm.server.lora.protocol import lora_pairs
