@@ -3,6 +3,7 @@ from typing import Self
 
 from typing_extensions import disjoint_base
 
+from pyllm.core.batch import Batch
 from pyllm.core.context import Context
 from pyllm.core.sampler import Sampler
 from pyllm.core.text_stream import TextStream
@@ -25,4 +26,5 @@ class Row:
     @property
     def tokens(self) -> list[int]: ...
 
+def decode_rows(context: Context, batch: Batch, rows: list[Row], indices: list[int]) -> list[int | None]: ...
 def sample_rows(context: Context, rows: list[Row], indices: list[int]) -> list[int | None]: ...

@@ -28,12 +28,13 @@ class Draft:
 
     Attributes:
         index: Where the first of them is in the batch that they are computed with.
+        place: The row of ``context.logits`` that belongs to it.
         n_accepted: How many of them were chosen.
     """
 
     def __init__(self, tokens: Ids) -> None:
         self.tokens = tokens
-        self.index = -1
+        self.index = self.place = -1
         self.n_accepted = 0
 
 

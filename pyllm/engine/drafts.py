@@ -18,6 +18,7 @@ from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.core.speculative import DRAFT_TYPES, NGRAM_TYPES, Drafter
 from pyllm.engine.drafting import Draft, Features, Ids, Seat
+from pyllm.engine.runner import Ready, Runner
 from pyllm.errors import InvalidArgumentError, NoKVSlotError
 from pyllm.speculation.params import SpeculationParams, as_params
 from pyllm.speculation.speculator import MTP, Speculator
@@ -25,7 +26,6 @@ from pyllm.types import Speculation
 
 if TYPE_CHECKING:
     from pyllm.engine.cache import SequenceCache
-    from pyllm.engine.runner import Runner
     from pyllm.engine.texts import Text
 
 _log = logging.getLogger("pyllm.engine")
@@ -223,7 +223,7 @@ class Drafts:
         return np.empty(0, np.int32)
 
     @staticmethod
-    def decode(runner: Runner, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> list[tuple[Text, int]]:
+    def decode(runner: Runner, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> Ready:
         """Compute tokens of texts and drafts; see :meth:`pyllm.engine.runner.Runner.decode`.
 
         Where there is no room, in the KV cache or for the logits, there are no drafts: none is left in `drafts` then.
@@ -268,7 +268,7 @@ class Drafts:
                 draft.n_accepted += 1
                 if text.reason is not None or text.error is not None:
                     break
-                runner.sample([(text, draft.index + i)])
+                runner.sample(Ready([text], [draft.index + i], [draft.place + i]))
             cache.settle(task, draft.n_accepted)
             self._judged(text, int(task.ids[n - 1]), draft)
 

@@ -54,9 +54,8 @@ class Lane:
         n = min(text.task.n_left, PORTION)
         ready = self._runner.decode([(text, n)])
         text.task.n_computed += n
-        if ready:
-            self._runner.sample(ready)
-        return n, bool(ready)
+        self._runner.sample(ready)
+        return n, bool(ready.texts)
 
     def forget(self, text: Text) -> None:
         """A text has ended."""

@@ -53,17 +53,21 @@ class PromptRecord:
         """Which of n tokens of the prompt, from `start` on, need logits: those that predict one not yet noted."""
         return slice(max(self._n_noted - 1 - start, 0), max(min(n, len(self._ids) - 1 - start), 0))
 
-    def note(self, start: int, n: int, rows: NDArray[np.float32]) -> None:
-        """Tokens were computed.
+    def note(self, start: int, n: int, context: Context, place: int) -> None:
+        """Tokens were computed; the text has not been told yet.
 
         Args:
             start: The first of them.
             n: How many.
-            rows: The logits of those that :meth:`wanted` named, float32, shape (k, n_vocab).
+            context: Where the logits are of those that :meth:`wanted` named.
+            place: The first of their rows.
         """
         wanted = self.wanted(start, n)
+        n_rows = wanted.stop - wanted.start
+        if n_rows <= 0:
+            return
         first, last = start + wanted.start + 1, start + wanted.stop + 1
-        self._reader.add_prompt(self._ids[first:last], rows)
+        self._reader.add_prompt(self._ids[first:last], np.asarray(context.logits)[place : place + n_rows])
         self._n_noted = last
         self._check_complete()
 
@@ -91,31 +95,3 @@ class PromptRecord:
 def rows_per_step(n_vocab: int) -> int:
     """How many tokens of prompts may have logits in one step."""
     return rows_at_once(_MOST_ROWS, n_vocab)
-
-
-def mark_scored(rows: list[tuple[Text, int]], outputs: NDArray[np.bool_]) -> None:
-    """Ask for the logits that records need.
-
-    Args:
-        rows: The texts of a batch, and how many of their tokens are computed.
-        outputs: Which tokens of the batch have logits, shape (n_tokens,); changed in place.
-    """
-    at = 0
-    for text, n in rows:
-        if text.record is not None and text.task.scores:
-            outputs[at : at + n][text.record.wanted(text.task.n_computed, n)] = True
-        at += n
-
-
-def note_scored(rows: list[tuple[Text, int]], outputs: NDArray[np.bool_], context: Context) -> None:
-    """Hand records the logits that :func:`mark_scored` asked for, before the texts are told that they were computed."""
-    at = 0
-    for text, n in rows:
-        if text.record is not None and text.task.scores:
-            start = text.task.n_computed
-            wanted = text.record.wanted(start, n)
-            if wanted.start < wanted.stop:
-                first = int(np.count_nonzero(outputs[: at + wanted.start]))
-                logits = np.asarray(context.logits)[first : first + wanted.stop - wanted.start]
-                text.record.note(start, n, logits)
-        at += n

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
-from pyllm.core.rows import sample_rows
-from pyllm.engine.prompt_record import mark_scored, note_scored
+from pyllm.core.rows import decode_rows, sample_rows
 from pyllm.engine.texts import Text
 
 if TYPE_CHECKING:
     from pyllm.engine.adapters import AdapterSet
     from pyllm.engine.drafting import Draft
+
+
+@dataclass(slots=True)
+class Ready:
+    """Texts of which all tokens are computed, so that the next one of each can be chosen.
+
+    Attributes:
+        texts: The texts.
+        indices: For each the index in the batch of the token whose logits it goes on from.
+        places: For each the row of ``context.logits`` that has these.
+        tokens: What was chosen for each, None for one that has ended or failed; or None: nothing was chosen so far.
+    """
+
+    texts: list[Text] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
+    tokens: list[int | None] | None = None
+
+    def add(self, text: Text, index: int, place: int) -> None:
+        """One more."""
+        self.texts.append(text)
+        self.indices.append(index)
+        self.places.append(place)
 
 
 class Runner:
@@ -27,59 +50,66 @@ class Runner:
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self._places = np.empty(0, np.intp)  # of the last batch: which row of logits a token has
+        self._batch = Batch(context.n_batch)
         self._adapters: object = ()
 
-    def decode(self, rows: list[tuple[Text, int]], drafts: dict[Text, Draft] | None = None) -> list[tuple[Text, int]]:
-        """Compute tokens of texts.
+    def decode(self, rows: list[tuple[Text, int]], drafts: dict[Text, Draft] | None = None) -> Ready:
+        """Compute tokens of texts, and choose the next ones where Python has no part in that.
 
         Args:
             rows: Texts, and how many of their tokens. They have the same set of adapters.
             drafts: What is computed behind the newest tokens of some of them, with the logits of every token.
 
         Returns:
-            list: The texts of which all tokens are computed now, and where their logits are in the batch.
+            Ready: The texts of which all tokens are computed now; they have not been told yet.
 
         Raises:
             NoKVSlotError: There is no room; nothing was computed.
         """
-        parts: list[NDArray[np.int32]] = []
-        positions: list[NDArray[np.int32]] = []
-        ready: list[tuple[Text, int]] = []
-        filled = 0
         # Where each sequence has a cache of its own, llama.cpp computes neighbours at once.
-        rows = sorted(rows, key=lambda row: row[0].task.seq or 0)
+        rows = sorted(rows, key=_sequence)
+        batch, ready = self._batch.clear(), Ready()
+        scored: list[tuple[Text, int, int]] = []
         for text, n in rows:
-            start = text.task.n_computed
-            parts.append(text.task.ids[start : start + n])
-            positions.append(np.arange(start, start + n, dtype=np.int32))
-            filled += n
-            if n == text.task.n_left:
-                ready.append((text, filled - 1))
-        owners = list(rows)
+            task = text.task
+            start, is_ready = task.n_computed, n == task.n_left
+            if text.record is not None and task.scores:
+                wanted = text.record.wanted(start, n)
+                scored.append((text, n, batch.n_outputs))
+                outputs = np.zeros(n, bool)
+                outputs[wanted] = True
+                outputs[-1] |= is_ready
+                batch.add_sequence(task.ids[start : start + n], start, task.seq, outputs=outputs)
+            elif n == 1:
+                batch.add(task.ids[start], start, task.seq, output=is_ready)
+            else:
+                outputs = "last" if is_ready else "none"
+                batch.add_sequence(task.ids[start : start + n], start, task.seq, outputs=outputs)
+            if is_ready:
+                ready.add(text, len(batch) - 1, batch.n_outputs - 1)
         for text, draft in (drafts or {}).items():
-            start, n = len(text.task.ids), len(draft.tokens)
-            parts.append(draft.tokens)
-            positions.append(np.arange(start, start + n, dtype=np.int32))
-            owners.append((text, n))
-            draft.index = filled
-            filled += n
-        outputs = np.zeros(filled, bool)
-        outputs[[index for _, index in ready]] = True
-        outputs[filled - sum(n for _, n in owners[len(rows) :]) :] = True
-        mark_scored(rows, outputs)
+            draft.index, draft.place = len(batch), batch.n_outputs
+            batch.add_sequence(draft.tokens, len(text.task.ids), text.task.seq, outputs="all")
         self._use(rows[0][0])
-        self.context.decode(
-            Batch.from_arrays(
-                np.concatenate(parts),
-                pos=np.concatenate(positions),
-                seq_ids=np.repeat([text.task.seq for text, _ in owners], [n for _, n in owners]),
-                outputs=outputs,
-            )
-        )
-        self._places = np.cumsum(outputs) - 1
-        note_scored(rows, outputs, self.context)
+        self._compute(batch, ready)
+        for text, n, place in scored:
+            assert text.record is not None
+            text.record.note(text.task.n_computed, n, self.context, place)
         return ready
+
+    def _compute(self, batch: Batch, ready: Ready) -> None:
+        """Compute a batch, and choose in the same call unless Python looks at logits, or something is wrong there."""
+        if not ready.texts or any(text.watched or text.request.limit == 0 for text in ready.texts):
+            self.context.decode(batch)
+            return
+        before = self.context.decode_id
+        try:
+            ready.tokens = decode_rows(self.context, batch, [text.row for text in ready.texts], ready.indices)
+        except Exception:
+            if self.context.decode_id != before:
+                raise
+            # A sampler of the caller's was closed, say. Nothing was computed; the others shall not know.
+            self.context.decode(batch)
 
     def _use(self, text: Text) -> None:
         """Compute with the adapters of a text. llama.cpp makes its graphs anew, so not without need."""
@@ -87,18 +117,22 @@ class Runner:
             self.context.set_adapters(cast("AdapterSet", text.task.adapters))
             self._adapters = text.task.adapters
 
-    def sample(self, ready: list[tuple[Text, int]]) -> None:
-        """Choose a token for each text; what fails is noted in its ``error``."""
+    def sample(self, ready: Ready) -> None:
+        """Choose a token for each text, where that has not been done; what fails is noted in its ``error``."""
+        if ready.tokens is not None:
+            for text, token in zip(ready.texts, ready.tokens, strict=True):
+                self._tell(text, token, None, None)
+            return
         raws: dict[Text, NDArray[np.float32]] = {}
         seen: dict[Text, NDArray[np.float32]] = {}
         chosen: list[tuple[Text, int]] = []
-        for text, index in ready:
+        for text, index, place in zip(ready.texts, ready.indices, ready.places, strict=True):
             if text.request.limit == 0:
                 text.reason = "length"
                 continue
             if text.watched:
                 try:
-                    seen[text] = self.context.logits[self._places[index]]
+                    seen[text] = self.context.logits[place]
                     raws[text] = text.edit(seen[text])
                 except Exception as error:
                     text.error = error
@@ -110,17 +144,27 @@ class Runner:
             # A sampler of the caller's was closed, say: nothing was chosen. Who is to blame is found one by one.
             tokens = [self._token(text, index) for text, index in chosen]
         for (text, _), token in zip(chosen, tokens, strict=True):
-            if text.error is not None:
-                continue
-            if text.row.error is not None:
-                text.error = text.row.error
-            elif token is None:
-                text.ended(raws.get(text))
-            else:
-                try:
-                    text.took(token, raws.get(text), seen.get(text))
-                except Exception as error:
-                    text.error = error
+            self._tell(text, token, raws.get(text), seen.get(text))
+        # The frame of an error knows the one that called it, and views would keep the context from being closed.
+        raws.clear()
+        seen.clear()
+
+    @staticmethod
+    def _tell(
+        text: Text, token: int | None, raw: NDArray[np.float32] | None, row: NDArray[np.float32] | None
+    ) -> None:
+        """Tell a text what was chosen for it."""
+        if text.error is not None:
+            return
+        if text.row.error is not None:
+            text.error = text.row.error
+        elif token is None:
+            text.ended(raw)
+        else:
+            try:
+                text.took(token, raw, row)
+            except Exception as error:
+                text.error = error
 
     def _token(self, text: Text, index: int) -> int | None:
         try:
@@ -128,3 +172,9 @@ class Runner:
         except Exception as error:
             text.error = error
             return None
+
+
+def _sequence(row: tuple[Text, int]) -> int:
+    seq = row[0].task.seq
+    assert seq is not None
+    return seq

@@ -165,6 +165,8 @@ def plan(
             behind these.
         host: The tokens of the texts in the memory of the host, by their numbers; None: there are none.
     """
+    if not waiting and (result := _all_generate(running, ledger, limits)) is not None:
+        return result
     ranked = sorted([*running, *waiting], key=lambda task: (task.seq is None, task.rank))
     result = planner = None
     for adapters in dict.fromkeys([*turns, *(task.adapters for task in ranked)]):
@@ -176,6 +178,21 @@ def plan(
         return Plan()
     planner.last_resort()
     return result
+
+
+def _all_generate(running: Sequence[Task], ledger: Ledger, limits: Limits) -> Plan | None:
+    """The plan of most steps: all texts are being generated, and get a token each. None where there is more to it."""
+    n = len(running)
+    if not 0 < n <= min(limits.n_batch, ledger.free):
+        return None
+    adapters = running[0].adapters
+    for task in running:
+        if task.n_left != 1 or task.adapters != adapters or task.seq is None or ledger.room(task.seq) < 1:
+            return None
+        if task.n_drafted and n <= limits.n_drafting:
+            return None
+    ordered = running if n == 1 else sorted(running, key=lambda task: task.rank)
+    return Plan(rows=[(task.id, 1) for task in ordered], adapters=adapters)
 
 
 class _Planner:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from pyllm.core.context import Context
@@ -65,6 +66,16 @@ class Steps:
         self.runner = Runner(context)
         self._slots, self._drafts, self._vectors, self._lane, self._pace = slots, drafts, vectors, lane, pace
         self._turns = Turns()
+        self._limits = Limits(
+            n_sequences=context.n_seq_max,
+            n_running=n_parallel,
+            n_batch=pace.n_batch,
+            n_prompt=pace.n_prompt,
+            n_scored=rows_per_step(context.n_vocab),
+            whole=whole,
+            host_whole=cache.host is not None and cache.host.whole,
+            n_drafting=drafts.up_to,
+        )
 
     def take_in(self, jobs: Iterable[Job]) -> None:
         """Requests have come."""
@@ -123,16 +134,9 @@ class Steps:
 
     def _step_together(self, tasks: list[Task]) -> None:
         cache, counters = self.cache, self.counters
-        limits = Limits(
-            n_sequences=self.context.n_seq_max,
-            n_running=self.n_parallel,
-            n_batch=self._pace.n_batch,
-            n_prompt=0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt,
-            n_scored=rows_per_step(self.context.n_vocab),
-            whole=self.whole,
-            host_whole=self.cache.host is not None and self.cache.host.whole,
-            n_drafting=self._drafts.up_to,
-        )
+        n_prompt = 0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt
+        if n_prompt != self._limits.n_prompt:
+            self._limits = replace(self._limits, n_prompt=n_prompt)
         self._drafts.want(text for text in self.texts.values() if not text.alone)
         decision = plan(
             [task for task in tasks if task.seq is None],
@@ -140,7 +144,7 @@ class Steps:
             list(cache.idle),
             cache.ledger,
             cache.tree,
-            limits,
+            self._limits,
             self._turns.order(tasks),
             None if cache.host is None else cache.host.tree,
         )
@@ -195,7 +199,7 @@ class Steps:
             n_texts = sum(n == 1 for _, n in rows)
             self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
         counters.steps += 1
-        self._deliver([text for text, _ in ready], now)
+        self._deliver(ready.texts, now)
 
     def _deliver(self, texts: list[Text], now: float) -> None:
         """Hand on what these texts have got."""

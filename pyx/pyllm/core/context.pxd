@@ -72,6 +72,7 @@ cdef class Context(ContextSettings):
     cdef int forget_outputs(self) except -1
     cdef int _expire(self) except -1
     cdef int prepare(self, int32_t n_outputs) except -1
+    cdef int32_t ready_for(self, Batch batch, bint encode) except -1
     # The one place that computes, either kind of batch. The caller holds the lock and has called prepare().
     cdef int compute(
         self, lib.llama_batch * batch, lib.llama_batch_ext * ext, int32_t n_outputs, bint encode

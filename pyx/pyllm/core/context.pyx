@@ -308,17 +308,23 @@ cdef class Context(ContextSettings):
         self.acquire()
         try:
             self.require()
-            self._check_batch(batch, encode)
-            # Embeddings, and the encoder, output every token. Without a memory, decoding is encoding.
-            n_outputs = batch.c.n_tokens if encode or self.embeddings_ or not self.has_memory else batch.n_outputs
-            self.prepare(n_outputs)
-            if self.n_samplers:
-                self.raw_logits = self._needs_raw_logits(batch, n_outputs == batch.c.n_tokens)
+            n_outputs = self.ready_for(batch, encode)
             with nogil:
                 code = self.decode_unchecked(batch.c, n_outputs, encode)
             return self.raise_for(code, function)
         finally:
             self.release()
+
+    cdef int32_t ready_for(self, Batch batch, bint encode) except -1:
+        """Check a batch and make room for its outputs; how many there will be."""
+        cdef int32_t n_outputs
+        self._check_batch(batch, encode)
+        # Embeddings, and the encoder, output every token. Without a memory, decoding is encoding.
+        n_outputs = batch.c.n_tokens if encode or self.embeddings_ or not self.has_memory else batch.n_outputs
+        self.prepare(n_outputs)
+        if self.n_samplers:
+            self.raw_logits = self._needs_raw_logits(batch, n_outputs == batch.c.n_tokens)
+        return n_outputs
 
     cdef int _check_batch(self, Batch batch, bint encode) except -1:
         batch.validate(self.n_vocab, self.n_embd_inp, self.n_seq_max_, self.n_batch_)

@@ -8,6 +8,7 @@ from libcpp.vector cimport vector
 from pyllm import errors
 from pyllm.core cimport error
 from pyllm.core.arguments cimport int32
+from pyllm.core.batch cimport Batch
 from pyllm.core.context cimport Context
 from pyllm.core.generation cimport token_list
 from pyllm.core.sampler cimport Sampler, explain
@@ -76,71 +77,130 @@ def sample_rows(Context context not None, list rows not None, list indices not N
 
     Wraps ``llama_sampler_sample``.
     """
+    _check(rows, indices)
+    context.acquire()
+    try:
+        context.require()
+        for index in indices:
+            c_index = int32(index, "an index")
+            if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, c_index) == NULL:
+                error.fail(errors.NoOutputError, f"there are no logits at index {c_index} of the last batch")
+        context.sync_shadow()
+        return _choose_all(context, None, rows, indices)
+    finally:
+        context.release()
+
+
+def decode_rows(Context context not None, Batch batch not None, list rows not None, list indices not None):
+    """Compute a batch, and choose a token for each of some rows of it: both in one go, without the GIL.
+
+    What is wrong with the rows or their samplers is told before anything is computed. An error while a token is chosen
+    is kept in the ``error`` of its row.
+
+    Args:
+        context: Where to compute.
+        batch: The tokens.
+        rows: The texts (list of Row).
+        indices: For each the index in the batch whose logits it is chosen from; the batch asks for these.
+
+    Returns:
+        list: As for :func:`sample_rows`.
+
+    Raises:
+        NoOutputError: The batch asks for no logits at an index.
+        InvalidArgumentError: A row is there twice.
+        PyllmError: All that :meth:`pyllm.core.context.Context.decode` raises; then nothing was chosen.
+
+    Wraps ``llama_decode`` and ``llama_sampler_sample``.
+    """
+    cdef int32_t c_index
+    _check(rows, indices)
+    context.acquire()
+    try:
+        context.require()
+        for index in indices:
+            c_index = int32(index, "an index")
+            if not (0 <= c_index < batch.c.n_tokens and batch.output[c_index]):
+                raise errors.NoOutputError(f"the batch asks for no logits at index {c_index}")
+        return _choose_all(context, batch, rows, indices)
+    finally:
+        context.release()
+
+
+cdef int _check(list rows, list indices) except -1:
+    if len(rows) != len(indices):
+        raise errors.InvalidArgumentError(f"{len(rows)} rows go with as many indices, not with {len(indices)}")
+    for row in rows:
+        if not isinstance(row, Row):
+            raise TypeError(f"rows must be Row objects, not {type(row).__name__}")
+    if len(set(rows)) != len(rows) or len({(<Row> row).sampler.root() for row in rows}) != len(rows):
+        raise errors.InvalidArgumentError(
+            "a token can be chosen once for each text, and each needs a sampler of its own; something is there twice"
+        )
+    return 0
+
+
+cdef list _choose_all(Context context, Batch batch, list rows, list indices):
+    """Choose a token for each row; where there is a batch it is computed first. The caller holds the context."""
     cdef vector[one_row] todo
     cdef one_row one
     cdef Row row
     cdef Sampler root
     cdef size_t next_row = 0
-    cdef const lib.llama_vocab * vocab
+    cdef int code = 0
+    cdef int32_t n_outputs = 0
+    cdef bint computed = batch is None
     cdef Vocab owner = context.model.vocab
+    cdef const lib.llama_vocab * vocab = owner.require()
     cdef list roots = []
-    if len(rows) != len(indices):
-        raise errors.InvalidArgumentError(f"{len(rows)} rows go with as many indices, not with {len(indices)}")
-    for one_of in rows:
-        if not isinstance(one_of, Row):
-            raise TypeError(f"rows must be Row objects, not {type(one_of).__name__}")
-    if len(set(rows)) != len(rows) or len({(<Row> one_of).sampler.root() for one_of in rows}) != len(rows):
-        raise errors.InvalidArgumentError(
-            "a token can be chosen once for each text, and each needs a sampler of its own; something is there twice"
-        )
-    context.acquire()
+    cdef list found = []
     try:
-        context.require()
-        vocab = owner.require()
-        for index in indices:
-            one.index = int32(index, "an index")
-            if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, one.index) == NULL:
-                error.fail(errors.NoOutputError, f"there are no logits at index {one.index} of the last batch")
-        context.sync_shadow()
-        try:
-            for row, index in zip(rows, indices):
-                row.error = None
-                root = row.sampler.begin()
-                roots.append((row.sampler, root))
-                one.sampler = row.sampler.ptr
-                one.stream = &row.stream.c
-                one.tokens = &row.tokens_
-                one.shown = &row.shown
-                one.special = row.special
-                one.index = int32(index, "an index")
-                one.token = -1
-                one.ended = False
-                todo.push_back(one)
-            context.in_call = True  # a sampler written in Python must not decode with it, or close it
-            while next_row < todo.size():
-                try:
-                    with nogil:
+        for row, index in zip(rows, indices):
+            row.error = None
+            root = row.sampler.begin()
+            roots.append((row.sampler, root))
+            one.sampler = row.sampler.ptr
+            one.stream = &row.stream.c
+            one.tokens = &row.tokens_
+            one.shown = &row.shown
+            one.special = row.special
+            one.index = index
+            one.token = -1
+            one.ended = False
+            todo.push_back(one)
+        if batch is not None:
+            n_outputs = context.ready_for(batch, False)
+        while not computed or next_row < todo.size():
+            try:
+                with nogil:
+                    if not computed:
+                        code = context.decode_unchecked(batch.c, n_outputs, False)
+                        computed = True
+                    if code == 0:
+                        # A sampler written in Python must not decode with the context, or close it.
+                        context.in_call = True
                         _run(context.ptr, vocab, todo, &next_row)
-                    error.raise_stashed()
-                except Exception as cause:
-                    if next_row >= todo.size():
-                        raise
-                    is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
-                    (<Row> rows[next_row]).error = explain(cause) if is_ours else cause
-                next_row += 1
-        finally:
-            context.in_call = False
-            for sampler, root in roots:
-                (<Sampler> sampler).finish(root)
-        found = []
-        for index in range(len(rows)):
-            row = rows[index]
-            if todo[index].ended:
-                row.finish_reason = "stop"
-            found.append(todo[index].token if todo[index].token >= 0 else None)
-        return found
+                if code != 0:
+                    context.raise_for(code, "llama_decode")
+                error.raise_stashed()
+            except Exception as cause:
+                if code != 0 or not computed or next_row >= todo.size():
+                    raise
+                is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
+                (<Row> rows[next_row]).error = explain(cause) if is_ours else cause
+            next_row += 1
+        if batch is not None:
+            context.raise_for(0, "llama_decode")
     finally:
-        context.release()
+        context.in_call = False
+        for sampler, root in roots:
+            (<Sampler> sampler).finish(root)
+    for index in range(len(rows)):
+        row = rows[index]
+        if todo[index].ended:
+            row.finish_reason = "stop"
+        found.append(todo[index].token if todo[index].token >= 0 else None)
+    return found
 
 
 cdef int _run(
