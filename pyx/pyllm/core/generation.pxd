@@ -5,7 +5,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from pyllm.core.context cimport Context
-from pyllm.core.sampler cimport Sampler
+from pyllm.core.sampler cimport Sampler, reach
 from pyllm.core.text_stream cimport TextStream
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
@@ -33,6 +33,7 @@ cdef class Generation:
     cdef int32_t last                     # the last token of the text so far
     cdef int64_t decode                   # Context.decodes of the logits that belong to this text
     cdef readonly str finish_reason       # None while it can go on
+    cdef reach * within                   # which tokens the sampler can choose, for the call that runs
     cdef int32_t sampled_row              # index in the batch of the logits to choose from; -1 is the last output
     cdef Vocab vocab
     cdef const lib.llama_vocab * vocab_ptr

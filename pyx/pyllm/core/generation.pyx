@@ -10,6 +10,7 @@ import numpy as np
 from pyllm import errors
 from pyllm.core.arguments cimport int32
 from pyllm.core.batch cimport Batch
+from pyllm.core.choose cimport choose
 from pyllm.core.context cimport Context
 from pyllm.core.sampler cimport Sampler, explain
 from pyllm.core.text_stream cimport TextStream
@@ -145,6 +146,7 @@ cdef class Generation:
             root = self.sampler.begin()
             try:
                 self.ready(c_n)
+                self.within = self.sampler.within()
                 try:
                     with nogil:
                         state = self.loop(c_n)
@@ -266,7 +268,7 @@ cdef class Generation:
         # A sampler written in Python must not decode with the context, or close it.
         self.context.in_call = True
         try:
-            token = lib.llama_sampler_sample(self.sampler.ptr, self.context.ptr, self.sampled_row)
+            token = choose(self.sampler.ptr, self.context.ptr, self.sampled_row, self.within[0])
         finally:
             self.context.in_call = False
         if lib.llama_vocab_is_eog(self.vocab_ptr, token):

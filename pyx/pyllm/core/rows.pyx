@@ -9,9 +9,10 @@ from pyllm import errors
 from pyllm.core cimport error
 from pyllm.core.arguments cimport int32
 from pyllm.core.batch cimport Batch
+from pyllm.core.choose cimport choose
 from pyllm.core.context cimport Context
 from pyllm.core.generation cimport token_list
-from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.sampler cimport Sampler, explain, reach
 from pyllm.core.text_stream cimport TextStream, text_stream
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
@@ -19,6 +20,7 @@ from pyllm.includes cimport llama as lib
 
 cdef struct one_row:
     lib.llama_sampler * sampler
+    reach * within
     text_stream * stream
     token_list * tokens
     const vector[int32_t] * shown
@@ -160,6 +162,7 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
             root = row.sampler.begin()
             roots.append((row.sampler, root))
             one.sampler = row.sampler.ptr
+            one.within = row.sampler.within()
             one.stream = &row.stream.c
             one.tokens = &row.tokens_
             one.shown = &row.shown
@@ -215,7 +218,7 @@ cdef int _run(
 
 
 cdef int _choose(lib.llama_context * context, const lib.llama_vocab * vocab, one_row * row) except -99 nogil:
-    cdef int32_t token = lib.llama_sampler_sample(row.sampler, context, row.index)
+    cdef int32_t token = choose(row.sampler, context, row.index, row.within[0])
     cdef string piece
     cdef int32_t n
     cdef size_t i

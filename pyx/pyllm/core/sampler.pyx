@@ -14,9 +14,14 @@ import numpy as np
 from pyllm import errors
 from pyllm.core.arguments cimport int32
 from pyllm.core cimport error, guard
+from pyllm.core.choose cimport choose
 from pyllm.core.context cimport Context
 from pyllm.core.model cimport Model
 from pyllm.includes cimport llama as lib
+
+# The chain searches them among the candidates, so that with many of them all tokens are looked at faster.
+cdef enum:
+    MOST_MOVED = 64
 
 
 @cython.no_gc_clear
@@ -128,6 +133,13 @@ cdef class Sampler(Resource):
         finally:
             root.release()
 
+    cdef reach * within(self) except NULL:
+        """Which tokens it can choose, for ``choose``; the caller holds its lock."""
+        if not self.reach_known:
+            self.reach_.k = 1 if (<bytes> lib.llama_sampler_name(self.ptr)) == b"greedy" else 0
+            self.reach_known = True
+        return &self.reach_
+
     cdef int forget(self) except -1:
         """The C object is gone, here and in whatever it owned."""
         self.ptr = NULL
@@ -184,6 +196,7 @@ cdef class Sampler(Resource):
         cdef int32_t c_i = int32(i, "i")
         cdef int32_t token
         cdef Sampler root
+        cdef reach * within
         context.acquire()
         try:
             root = self.begin()
@@ -194,10 +207,11 @@ cdef class Sampler(Resource):
                 if context.n_samplers and lib.llama_get_sampled_token_ith(context.ptr, c_i) != lib.LLAMA_TOKEN_NULL:
                     self.check_attached(context, c_i)
                 context.sync_shadow()
+                within = self.within()
                 context.in_call = True  # a sampler written in Python must not decode with it, or close it
                 try:
                     with nogil:
-                        token = lib.llama_sampler_sample(self.ptr, context.ptr, c_i)
+                        token = choose(self.ptr, context.ptr, c_i, within[0])
                 except (errors.BackendAssertError, errors.BackendError) as cause:
                     raise explain(cause) from cause
                 finally:
@@ -360,6 +374,7 @@ cdef class Chain(Sampler):
                 sampler.chain = self
                 self.members[<uintptr_t> sampler.ptr] = sampler
                 self.kinds[<uintptr_t> sampler.ptr] = (type(sampler), sampler.params, sampler.model)
+                self.reach_known = False
                 self._adopt(sampler)
             finally:
                 sampler.release()
@@ -412,10 +427,39 @@ cdef class Chain(Sampler):
             lib.llama_sampler_chain_remove(self.ptr, c_i if c_i >= 0 else len(self) + c_i)
             self.members.pop(<uintptr_t> sampler.ptr, None)
             self.kinds.pop(<uintptr_t> sampler.ptr, None)
+            self.reach_known = False
             sampler.chain = None
             return sampler
         finally:
             root.release()
+
+    cdef reach * within(self) except NULL:
+        if not self.reach_known:
+            self._find_reach()
+            self.reach_known = True
+        return &self.reach_
+
+    cdef int _find_reach(self) except -1:
+        """Of a chain like ``LogitBias, TopK, …``: the k largest, and those that are moved before."""
+        cdef lib.llama_sampler * member
+        self.reach_.k = 0
+        self.reach_.moved.clear()
+        for i in range(lib.llama_sampler_chain_n(self.ptr)):
+            member = lib.llama_sampler_chain_get(self.ptr, i)
+            name = <bytes> lib.llama_sampler_name(member)
+            params = self.kinds.get(<uintptr_t> member, (None, {}))[1]
+            if name == b"logit-bias" and "bias" in params and not self.reach_.moved.size():
+                if len(params["bias"]) > MOST_MOVED:
+                    return 0
+                for token in sorted(params["bias"]):
+                    self.reach_.moved.push_back(token)
+                continue
+            if name == b"greedy":
+                self.reach_.k = 1
+            elif name == b"top-k" and "k" in params:
+                self.reach_.k = max(params["k"], 0)
+            return 0
+        return 0
 
     cdef int forget(self) except -1:
         for member in list(self.members.values()):
