@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -58,10 +59,16 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        outlet = _Outlet(send)
         watching = asyncio.ensure_future(_gone(receive))
-        sending = asyncio.ensure_future(self._send(send))
+        sending = asyncio.ensure_future(self._send(outlet))
         try:
-            await asyncio.wait({watching, sending}, return_when=asyncio.FIRST_COMPLETED)
+            done: set[asyncio.Future[None]] = set()
+            # A client that reads nothing must not keep its sequence for ever. A timer for each event would cost more.
+            while not done and outlet.waiting() < self.settings.timeout:
+                done, _ = await asyncio.wait(
+                    {watching, sending}, timeout=self.settings.timeout / 8, return_when=asyncio.FIRST_COMPLETED
+                )
         finally:
             for task in (watching, sending):
                 task.cancel()
@@ -72,17 +79,10 @@ class EventStream(Response):
             if isinstance(result, Exception) and not isinstance(result, (OSError, TimeoutError)):
                 raise result
 
-    async def _send(self, send: Send) -> None:
-        lock = asyncio.Lock()
-
-        async def put(data: bytes, more: bool = True) -> None:
-            # A client that reads nothing must not keep its sequence for ever.
-            async with lock, asyncio.timeout(self.settings.timeout):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+    async def _send(self, outlet: _Outlet) -> None:
+        await outlet.send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         interval = self.settings.ping_interval
-        pinging = asyncio.ensure_future(_ping(put, interval)) if interval else None
+        pinging = asyncio.ensure_future(_ping(outlet, interval)) if interval else None
         try:
             async with contextlib.aclosing(self.events) as events:
                 while True:
@@ -93,8 +93,8 @@ class EventStream(Response):
                         data = self.failed(as_api_error(error))
                     if data is None:
                         break
-                    await put(data)
-            await put(b"", more=False)
+                    await outlet.put(data)
+            await outlet.put(b"", more=False)
         finally:
             if pinging is not None:
                 pinging.cancel()
@@ -130,7 +130,27 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def _ping(put: Any, interval: float) -> None:
+async def _ping(outlet: _Outlet, interval: float) -> None:
     while True:
         await asyncio.sleep(max(interval, _LEAST_PING))
-        await put(_PING)
+        await outlet.put(_PING)
+
+
+class _Outlet:
+    """The way to the client: for one piece after the other, and with a look at how long one waits to be taken."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self._lock = asyncio.Lock()
+        self._since: float | None = None
+
+    async def put(self, data: bytes, more: bool = True) -> None:
+        """Send a piece of the body."""
+        async with self._lock:
+            self._since = time.monotonic()
+            await self.send({"type": "http.response.body", "body": data, "more_body": more})
+            self._since = None
+
+    def waiting(self) -> float:
+        """For how many seconds a piece has waited to be taken."""
+        return 0.0 if self._since is None else time.monotonic() - self._since
