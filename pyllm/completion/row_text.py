@@ -35,6 +35,7 @@ class RowText:
         self.tokens: list[int] = []
         self.since = 0
         self.reason: FinishReason | None = None
+        self.limit = request.limit
 
     def chose(self, token: int | None, logits: NDArray[np.float32] | None) -> None:
         """Note what was chosen.
@@ -49,7 +50,7 @@ class RowText:
                 self.recorder.add(token, logits)
         if self.row.finish_reason is not None:
             self.reason = "stop"
-        elif len(self.tokens) >= self.request.limit:
+        elif len(self.tokens) >= self.limit:
             self.reason = "length"
 
     def piece(self) -> Piece | None:

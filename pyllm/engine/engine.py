@@ -383,14 +383,18 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         error: BaseException = ClosedError("the Engine was closed before the request had ended")
         try:
             while True:
-                with self._wake:
-                    work = (self._new, self._cancels, self._texts)
-                    while not (self._closing or any(work) or self._between or self._vectors):
-                        self._wake.wait()
-                    if self._closing:
-                        break
-                    self._take_in()
-                self._between.carry_out()
+                # While texts go on and nothing has come there is nothing to wait for. What comes now is seen next time.
+                if not self._texts or self._new or self._cancels or self._closing or self._vectors:
+                    with self._wake:
+                        work = (self._new, self._cancels, self._texts)
+                        while not (self._closing or any(work) or self._between or self._vectors):
+                            self._wake.wait()
+                        if self._closing:
+                            break
+                        self._take_in()
+                if self._between:
+                    self._between.carry_out()
+                    self._steps.unsettle()
                 self._steps.step()
         except BaseException as cause:
             error = cause
@@ -413,7 +417,6 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._counters.cancelled += self._vectors.take_in()
         self._steps.cancel(self._cancels)
         self._cancels.clear()
-        self._steps.end_empty()
 
 
 def _check_count(name: str, value: Any, most: int | None) -> None:

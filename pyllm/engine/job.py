@@ -105,7 +105,8 @@ class Job:
         piece = text.piece()
         if piece is None:
             return
-        completion = self._assembled() if all(each.reason is not None for each in self.texts) else None
+        is_last = text.reason is not None and all(each.reason is not None for each in self.texts)
+        completion = self._assembled() if is_last else None
         if completion is not None:
             # Whoever has read the last chunk may ask for the result at once.
             self._completion = completion

@@ -67,7 +67,8 @@ class Runner:
             NoKVSlotError: There is no room; nothing was computed.
         """
         # Where each sequence has a cache of its own, llama.cpp computes neighbours at once.
-        rows = sorted(rows, key=_sequence)
+        if len(rows) > 1:
+            rows = sorted(rows, key=_sequence)
         batch, ready = self._batch.clear(), Ready()
         scored: list[tuple[Text, int, int]] = []
         for text, n in rows:
@@ -99,7 +100,7 @@ class Runner:
 
     def _compute(self, batch: Batch, ready: Ready) -> None:
         """Compute a batch, and choose in the same call unless Python looks at logits, or something is wrong there."""
-        if not ready.texts or any(text.watched or text.request.limit == 0 for text in ready.texts):
+        if not ready.texts or any(text.watched or text.limit == 0 for text in ready.texts):
             self.context.decode(batch)
             return
         before = self.context.decode_id
@@ -127,7 +128,7 @@ class Runner:
         seen: dict[Text, NDArray[np.float32]] = {}
         chosen: list[tuple[Text, int]] = []
         for text, index, place in zip(ready.texts, ready.indices, ready.places, strict=True):
-            if text.request.limit == 0:
+            if text.limit == 0:
                 text.reason = "length"
                 continue
             if text.watched:

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from pyllm.core.context import Context
 from pyllm.engine.cache import SequenceCache
@@ -66,6 +66,8 @@ class Steps:
         self.runner = Runner(context)
         self._slots, self._drafts, self._vectors, self._lane, self._pace = slots, drafts, vectors, lane, pace
         self._turns = Turns()
+        # What the next step computes if nobody comes or goes: the newest token of each of these texts, and no more.
+        self._steady: list[tuple[Text, int]] = []
         self._limits = Limits(
             n_sequences=context.n_seq_max,
             n_running=n_parallel,
@@ -79,6 +81,7 @@ class Steps:
 
     def take_in(self, jobs: Iterable[Job]) -> None:
         """Requests have come."""
+        self.unsettle()
         for job in jobs:
             for text in job.texts:
                 self.texts[text.task.id] = text
@@ -90,6 +93,10 @@ class Steps:
             if not job.done:
                 self.counters.cancelled += 1
                 self.end([text for text in job.texts if text.reason is None], "abort")
+
+    def unsettle(self) -> None:
+        """The next step is not like the last one."""
+        self._steady = []
 
     def end_empty(self) -> None:
         """End those that shall have no tokens."""
@@ -106,7 +113,11 @@ class Steps:
 
     def step(self) -> None:
         """Compute a step of everything there is."""
+        if self._steady and not self._vectors and self._has_room(self._steady):
+            self._compute(self._steady, [])
+            return
         started = time.perf_counter()
+        self.end_empty()
         tasks = [text.task for text in self.texts.values() if not text.alone and not text.held]
         turn = self._vectors is not None and self._vectors.plan(tasks)
         alone = [text for text in self.texts.values() if text.alone]
@@ -168,7 +179,14 @@ class Steps:
         rows = [(self.texts[number], n) for number, n in decision.rows]
         if rows:
             self._turns.served(decision.adapters)
+            if len(rows) == len(self.texts) and all(text.is_plain and text.task.n_left == 1 for text, _ in rows):
+                self._steady = rows
             self._compute(rows, [(self.texts[number], n) for number, n in decision.drafts])
+
+    def _has_room(self, rows: list[tuple[Text, int]]) -> bool:
+        """Whether each of these texts can have one more token in the KV cache."""
+        ledger = self.cache.ledger
+        return ledger.free >= len(rows) and all(ledger.room(cast("int", text.task.seq)) for text, _ in rows)
 
     def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
         cache, counters = self.cache, self.counters
@@ -219,6 +237,7 @@ class Steps:
 
     def _make_way(self) -> None:
         """llama.cpp has no room although cells are free: it keeps more than was counted. The last one waits."""
+        self.unsettle()
         texts = [text for text in self.texts.values() if text.task.seq is not None and not text.alone]
         last = max(texts, key=lambda text: text.task.rank)
         if len(texts) > 1:
@@ -232,6 +251,7 @@ class Steps:
 
     def end(self, texts: list[Text], reason: Any) -> None:
         """Texts have ended, for this reason."""
+        self.unsettle()
         for text in texts:
             text.reason = reason
             if self.texts.pop(text.task.id, None) is not None:
@@ -248,6 +268,7 @@ class Steps:
 
     def _fail(self, job: Job, error: BaseException) -> None:
         """An error ends its request, and no other."""
+        self.unsettle()
         for each in (error, *(text.error for text in job.texts)):
             _clear_frames(each)
         self.counters.failed += 1

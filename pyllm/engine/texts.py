@@ -28,6 +28,7 @@ class Text(RowText):
         drafting: What is known of its drafts, where it may have some.
         slot: The slot that it is or was computed in; -1: none so far.
         wanted_slot: The slot that was asked for, or None.
+        watched: Whether Python looks at each row of logits.
     """
 
     def __init__(
@@ -47,11 +48,7 @@ class Text(RowText):
         self.wanted_slot: int | None = None
         self.record: PromptRecord | None = None
         self.drafting = None if alone or request.speculation is None else Drafting(request.speculation)
-
-    @property
-    def watched(self) -> bool:
-        """Whether Python looks at each row of logits."""
-        return bool(self.processors or self.request.stopping_criteria or self.recorder is not None)
+        self.watched = bool(self.processors or request.stopping_criteria or self.recorder is not None)
 
     def edit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the processors on a row; the row to report log-probabilities from."""
@@ -78,6 +75,11 @@ class Text(RowText):
         for criterion in self.request.stopping_criteria:
             if criterion(self._ids(), row):  # type: ignore[arg-type]
                 self.reason = "stop"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step of it is the newest token and nothing else, once its prompt is computed."""
+        return self.drafting is None and self.record is None and not self.alone
 
     @property
     def held(self) -> bool:
