@@ -55,15 +55,18 @@ class RowText:
 
     def piece(self) -> Piece | None:
         """What has become final since the last time; the prompt comes first where it is echoed."""
+        # An engine may go on meanwhile, in another thread: tokens come before their text, and the reason at last.
+        reason = self.reason
         first = self.text[0] if len(self.text) == 1 else ""
-        text = self.row.stream.take(all=self.reason is not None)
-        if self.reason is None and not first and not text:
+        text = self.row.stream.take(all=reason is not None)
+        if reason is None and not first and not text:
             return None
         self.text.append(text)
         if self.recorder is not None and self.row.stream.stopped is not None:
             self.recorder.cut(sum(map(len, self.text)))
-        fresh, self.since = tuple(self.tokens[self.since :]), len(self.tokens)
-        return Piece(self.index, first + text, fresh, self.reason, noted(self.request, self.recorder))
+        fresh = self.row.tokens_from(self.since)
+        self.since += len(fresh)
+        return Piece(self.index, first + text, fresh, reason, noted(self.request, self.recorder))
 
     def finished(self) -> Finished:
         """The text, when it is complete and all of it has been taken."""

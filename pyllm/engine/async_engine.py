@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import collections
 import functools
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from pyllm.embedding.inputs import Text, Texts
 from pyllm.embedding.types import EmbeddingResponse, RerankResult
+from pyllm.engine.channel import Channel, Post
 from pyllm.engine.engine import Engine, Prompt
 from pyllm.engine.job import Event, Job
 from pyllm.types import Chunk, Completion
@@ -29,7 +28,6 @@ class AsyncEngine:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._posts: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Post] = weakref.WeakKeyDictionary()
 
     async def complete(self, prompt: Prompt, **arguments: Any) -> Completion:
         """One request from beginning to end. A cancelled task cancels it within a step."""
@@ -54,24 +52,15 @@ class AsyncEngine:
             Job: The request on its way.
         """
         loop = asyncio.get_running_loop()
-        jobs: list[Job] = []
-        post = self._posts.setdefault(loop, _Post(loop))
-
-        def hand_over(event: Event) -> None:
-            if not post.put(listener, event):  # the loop is closed: nobody will read it
-                for job in jobs:
-                    job.cancel()
-
         # Tokenizing a long prompt takes a while, in which the loop shall go on.
-        submit = functools.partial(self.engine.submit, prompt, listener=hand_over, **arguments)
+        submit = functools.partial(self.engine.submit, prompt, listener=Channel(Post.of(loop), listener), **arguments)
         submitting = loop.run_in_executor(None, submit)
         try:
-            jobs.append(await asyncio.shield(submitting))
+            return await asyncio.shield(submitting)
         except asyncio.CancelledError:
             # The thread goes on all the same, and then nobody would know of the job.
             submitting.add_done_callback(_cancel)
             raise
-        return jobs[0]
 
     async def embed(self, input: Text | Texts, **arguments: Any) -> Any:
         """The vectors of texts; see :meth:`pyllm.Llama.embed`. A cancelled task cancels it within a step."""
@@ -100,46 +89,6 @@ class AsyncEngine:
                     return
         finally:
             job.cancel()
-
-
-class _Post:
-    """Takes events from the thread of an engine to an event loop, which is woken once for all that are on the way.
-
-    Args:
-        loop: The loop.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The loop knows this, and should not live as long as this does.
-        self._loop = weakref.ref(loop)
-        self._events: collections.deque[tuple[Callable[[Event], None], Event]] = collections.deque()
-        self._called = False
-
-    def put(self, listener: Callable[[Event], None], event: Event) -> bool:
-        """Have a listener called with an event; False where the loop is closed."""
-        loop = self._loop()
-        if loop is None or loop.is_closed():
-            return False
-        self._events.append((listener, event))
-        if not self._called:
-            self._called = True
-            try:
-                loop.call_soon_threadsafe(self._deliver)
-            except RuntimeError:  # it was closed just now
-                return False
-        return True
-
-    def _deliver(self) -> None:
-        # Before the look at what is there: what comes behind it wakes the loop again.
-        self._called = False
-        while self._events:
-            listener, event = self._events.popleft()
-            try:
-                listener(event)
-            except Exception as error:
-                # The others have theirs all the same.
-                loop = asyncio.get_running_loop()
-                loop.call_exception_handler({"message": "a listener has failed", "exception": error})
 
 
 def _cancel(submitting: asyncio.Future[Job]) -> None:

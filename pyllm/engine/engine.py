@@ -14,9 +14,11 @@ from pyllm import loading
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
 from pyllm.core.model import Model
+from pyllm.core.round import Flag
 from pyllm.engine.adapters import AdapterMethods, Adapters
 from pyllm.engine.between import BetweenSteps
 from pyllm.engine.cache import SequenceCache
+from pyllm.engine.channel import Channel
 from pyllm.engine.drafts import Drafts
 from pyllm.engine.embedding import EngineEmbedding, bare, products, vector_queue
 from pyllm.engine.host import HostCache, check_host_bytes
@@ -37,6 +39,23 @@ from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Completion
 
 Prompt = str | bytes | Sequence[int] | NDArray[np.integer[Any]]
+
+
+class Wake(threading.Condition):
+    """The lock of an engine, and the bell for its thread.
+
+    Attributes:
+        called: Whether somebody has asked for something since it was cleared. The thread sees it while it computes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called = Flag()
+
+    def notify(self, n: int = 1) -> None:
+        """Something has come."""
+        self.called.set()
+        super().notify(n)
 
 
 class QueueFullError(PyllmError, RuntimeError):
@@ -162,6 +181,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self._context_params = fitted
         self._lane = Lane(lambda: self._lane_context(of_context))
         self._counters = Counters()
+        self._wake = Wake()
         self._steps = Steps(
             self.context,
             self._cache,
@@ -171,11 +191,11 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._lane,
             Pace(n_batch, target_ms, n_prompt),
             self._counters,
+            called=self._wake.called,
             n_parallel=n_parallel,
             whole=whole,
         )
         self._texts = self._steps.texts
-        self._wake = threading.Condition()
         self._between = BetweenSteps(self._wake, self._check_open)
         self._adapters.load = self._between.run
         self._new: list[Job] = []
@@ -204,7 +224,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         deterministic: bool = False,
         lora: Lora | None = None,
         slot: int | None = None,
-        listener: Callable[[Event], None] | None = None,
+        listener: Callable[[Event], None] | Channel | None = None,
         **arguments: Any,
     ) -> Job:
         """Hand in a request, and go on.
@@ -219,7 +239,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
                 An empty one: none. None: those of the engine. What is loaded stays loaded.
             slot: The slot that it is computed in, if that is free then; see :meth:`slots`. None, or -1: any.
             listener: Called with each chunk, and with the exception that ends it, in the engine's thread instead of
-                keeping them for an iteration; it must be quick and raise nothing.
+                keeping them for an iteration; it must be quick and raise nothing. With a Channel, in an event loop.
             **arguments: Those of :meth:`pyllm.Llama.create_completion`.
 
         Returns:
@@ -246,11 +266,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._check_queue(len(request.ids))
             self._check_sampler(request)
             self._counters.requests += 1
+            texts = []
             for index in range(request.best_of):
                 self._numbers += 1
                 text = Text(request, index, self._numbers, priority, alone=deterministic)
                 text.task.adapters, text.wanted_slot = adapters, wanted_slot
-                job.texts.append(text)
+                texts.append(text)
+            job.begin(texts)
             PromptRecord.begin(job.texts)
             self._new.append(job)
             self._wake.notify()
@@ -384,8 +406,9 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         try:
             while True:
                 # While texts go on and nothing has come there is nothing to wait for. What comes now is seen next time.
-                if not self._texts or self._new or self._cancels or self._closing or self._vectors:
+                if self._wake.called or not self._texts or self._vectors:
                     with self._wake:
+                        self._wake.called.clear()
                         work = (self._new, self._cancels, self._texts)
                         while not (self._closing or any(work) or self._between or self._vectors):
                             self._wake.wait()

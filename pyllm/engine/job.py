@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pyllm.completion.pieces import as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
+from pyllm.engine.channel import Channel
 from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Job:
         engine: Engine,
         request: CompletionRequest,
         priority: int,
-        listener: Callable[[Event], None] | None,
+        listener: Callable[[Event], None] | Channel | None,
         streamed: bool,
     ) -> None:
         self._engine = engine
@@ -53,7 +54,10 @@ class Job:
         self.first_token: float | None = None
         self.cancelled = False
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._listener = listener
+        # The way to an event loop, where that takes what there is by itself.
+        self.channel = listener if isinstance(listener, Channel) else None
+        self._listener = listener.listener if isinstance(listener, Channel) else listener
+        self._unread: set[Text] = set()
         self._done = threading.Event()
         self._completion: Completion | None = None
         self._error: BaseException | None = None
@@ -96,22 +100,44 @@ class Job:
         """Whether it has ended."""
         return self._done.is_set()
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing more to compute; somebody may still have to read what there is."""
+        return self.done or all(text.reason is not None for text in self.texts)
+
     # ---- for the engine
+
+    def begin(self, texts: list[Text]) -> None:
+        """These are its texts."""
+        self.texts = texts
+        self._unread = set(texts)
 
     def emit(self, text: Text) -> None:
         """Hand on what has become final of a text."""
         if not self.streamed and text.reason is None:
             return
+        if self.channel is None or text.watched:
+            self.read(text)
+        elif not self.channel.post.put(self.read, text):
+            self._desert()
+            if text.reason is not None:
+                self.read(text)
+
+    def read(self, text: Text) -> None:
+        """Make a chunk of what has become final of a text: in its thread, or in the event loop of its channel."""
+        if text not in self._unread:
+            return
         piece = text.piece()
         if piece is None:
             return
-        is_last = text.reason is not None and all(each.reason is not None for each in self.texts)
-        completion = self._assembled() if is_last else None
+        if piece.finish_reason is not None:
+            self._unread.remove(text)
+        completion = None if self._unread else self._assembled()
         if completion is not None:
             # Whoever has read the last chunk may ask for the result at once.
             self._completion = completion
             self._done.set()
-        self._put(as_chunk(self.request, piece, completion))
+        self._put(as_chunk(self.request, piece, completion), here=not text.watched)
         if completion is not None:
             self._finish()
 
@@ -119,6 +145,7 @@ class Job:
         """It ends with an error."""
         self._error = error
         self._done.set()
+        self._unread.clear()
         self._put(error)
         self._finish()
 
@@ -127,8 +154,16 @@ class Job:
         # Listeners know their jobs: what such a circle holds, the samplers, would wait for the garbage collector.
         self._listener = None
 
-    def _put(self, event: Event) -> None:
-        if self._listener is not None:
+    def _desert(self) -> None:
+        """The event loop is closed: nobody will read it."""
+        self._listener = self.channel = None
+        self.cancel()
+
+    def _put(self, event: Event, *, here: bool = False) -> None:
+        if self.channel is not None and self._listener is not None and not here:
+            if not self.channel.post.put(self._listener, event):
+                self._desert()
+        elif self._listener is not None:
             try:
                 self._listener(event)
             except Exception:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyllm.completion.logprobs import Recorder, rows_at_once
 from pyllm.core.context import Context

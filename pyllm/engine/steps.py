@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from pyllm.core.context import Context
+from pyllm.core.round import Flag
 from pyllm.engine.cache import SequenceCache
 from pyllm.engine.drafts import Drafts
 from pyllm.engine.job import Job
@@ -16,6 +17,7 @@ from pyllm.engine.lane import Lane
 from pyllm.engine.metrics import Counters
 from pyllm.engine.pace import Pace
 from pyllm.engine.prompt_record import rows_per_step
+from pyllm.engine.rounds import Rounds
 from pyllm.engine.runner import Runner
 from pyllm.engine.scheduler import Limits, Task, plan
 from pyllm.engine.slots import Slots
@@ -37,6 +39,7 @@ class Steps:
         lane: Where deterministic texts are computed.
         pace: How many tokens of prompts a step takes.
         counters: What is counted.
+        called: Set when somebody wants something: then the steps that need no Python end.
         n_parallel: Texts that are computed at once.
         whole: The memory of the model cannot be cut.
 
@@ -56,6 +59,7 @@ class Steps:
         pace: Pace,
         counters: Counters,
         *,
+        called: Flag,
         n_parallel: int,
         whole: bool,
     ) -> None:
@@ -68,6 +72,7 @@ class Steps:
         self._turns = Turns()
         # What the next step computes if nobody comes or goes: the newest token of each of these texts, and no more.
         self._steady: list[tuple[Text, int]] = []
+        self._rounds = Rounds(context, called)
         self._limits = Limits(
             n_sequences=context.n_seq_max,
             n_running=n_parallel,
@@ -90,13 +95,14 @@ class Steps:
     def cancel(self, jobs: Iterable[Job]) -> None:
         """The callers of requests want no more of them."""
         for job in jobs:
-            if not job.done:
+            if not job.ended:
                 self.counters.cancelled += 1
                 self.end([text for text in job.texts if text.reason is None], "abort")
 
     def unsettle(self) -> None:
         """The next step is not like the last one."""
         self._steady = []
+        self._rounds.end()
 
     def end_empty(self) -> None:
         """End those that shall have no tokens."""
@@ -107,6 +113,7 @@ class Steps:
     def clear(self) -> list[Job]:
         """Forget everything; the requests that have not ended."""
         jobs = [*{*self.jobs.values()}]
+        self.unsettle()
         self.texts.clear()
         self.jobs.clear()
         return jobs
@@ -114,7 +121,7 @@ class Steps:
     def step(self) -> None:
         """Compute a step of everything there is."""
         if self._steady and not self._vectors and self._has_room(self._steady):
-            self._compute(self._steady, [])
+            self._go_on(self._steady)
             return
         started = time.perf_counter()
         self.end_empty()
@@ -188,6 +195,40 @@ class Steps:
         ledger = self.cache.ledger
         return ledger.free >= len(rows) and all(ledger.room(cast("int", text.task.seq)) for text, _ in rows)
 
+    def _go_on(self, rows: list[tuple[Text, int]]) -> None:
+        """The same texts as before, with a token each; many times, if Python has no part in it."""
+        if not self._rounds.begin([(self.jobs[text], text) for text, _ in rows]):
+            self._compute(rows, [])
+            return
+        ledger, started = self.cache.ledger, time.perf_counter()
+        texts = [text for text, _ in rows]
+        most = min(ledger.free // len(rows), *(ledger.room(cast("int", text.task.seq)) for text in texts))
+        failed: Exception | None = None
+        try:
+            self._rounds.run(most)
+        except (NoKVSlotError, BufferError) as error:
+            failed = error
+        n = self._rounds.n_steps
+        for text in texts:
+            self.cache.computed(text.task, n)
+            text.took_all()
+            text.error = text.row.error
+        now = time.perf_counter()
+        if n:
+            self.counters.steps += n
+            self._pace.measured(len(rows), 0, 1000 * (now - started) / n)
+            self._deliver(texts, now)
+        if isinstance(failed, NoKVSlotError):
+            self._make_way()
+        elif failed is not None:
+            self._no_logits(rows, failed)
+
+    def _no_logits(self, rows: list[tuple[Text, int]], error: Exception) -> None:
+        """Somebody keeps a view of logits, which cannot be moved then. Who wants those of a prompt needs more room."""
+        for text in [text for text, _ in rows if text.task.scores] or [text for text, _ in rows]:
+            if text in self.jobs:
+                self._fail(self.jobs[text], error)
+
     def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
         cache, counters = self.cache, self.counters
         started = time.perf_counter()
@@ -198,10 +239,7 @@ class Steps:
             self._make_way()
             return
         except BufferError as error:
-            # Somebody keeps a view of logits, which cannot be moved then. Who wants those of a prompt needs more room.
-            for text in [text for text, _ in rows if text.task.scores] or [text for text, _ in rows]:
-                if text in self.jobs:
-                    self._fail(self.jobs[text], error)
+            self._no_logits(rows, error)
             return
         self._drafts.computed(rows, drafts)
         for text, n in rows:

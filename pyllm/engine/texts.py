@@ -86,6 +86,17 @@ class Text(RowText):
         """Whether it waits until another text of the request has read the prompt."""
         return self.record is not None and self.record.holds(self)
 
+    def took_all(self) -> None:
+        """Tokens were chosen that it was not told of one by one, and that nobody looked at."""
+        tokens = self.row.tokens_from(len(self.tokens))
+        start, end = len(self.task.ids), len(self.task.ids) + len(tokens)
+        if end > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty(end, np.int32)])
+        self._buffer[start:end] = tokens
+        self.task.ids = self._buffer[:end]
+        self.tokens.extend(tokens)
+        self.chose(None, None)
+
     def ended(self, raw: NDArray[np.float32] | None) -> None:
         """The model has ended the text; where the prompt has log-probabilities, that token has one, too."""
         self.reason = "stop"

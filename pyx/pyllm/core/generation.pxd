@@ -17,6 +17,7 @@ cdef extern from "token_list.hpp" namespace "pyllm" nogil:
         int32_t back()
         size_t size()
         vector[int32_t] copy()
+        vector[int32_t] copy_from(size_t start)
 
 
 cdef class Generation:

@@ -11,23 +11,10 @@ from pyllm.core.arguments cimport int32
 from pyllm.core.batch cimport Batch
 from pyllm.core.choose cimport choose
 from pyllm.core.context cimport Context
-from pyllm.core.generation cimport token_list
-from pyllm.core.sampler cimport Sampler, explain, reach
-from pyllm.core.text_stream cimport TextStream, text_stream
+from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.text_stream cimport TextStream
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
-
-
-cdef struct one_row:
-    lib.llama_sampler * sampler
-    reach * within
-    text_stream * stream
-    token_list * tokens
-    const vector[int32_t] * shown
-    bint special
-    int32_t index
-    int32_t token
-    bint ended
 
 
 @cython.no_gc_clear
@@ -53,6 +40,11 @@ cdef class Row:
     def n_generated(self):
         """How many tokens were generated so far (int)."""
         return self.tokens_.size()
+
+    def tokens_from(self, start):
+        """The tokens from index `start` on (tuple of int), as :attr:`tokens`."""
+        cdef int32_t c_start = int32(start, "start")
+        return tuple(self.tokens_.copy_from(max(c_start, 0)))
 
     @property
     def tokens(self):
@@ -132,6 +124,10 @@ def decode_rows(Context context not None, Batch batch not None, list rows not No
 cdef int _check(list rows, list indices) except -1:
     if len(rows) != len(indices):
         raise errors.InvalidArgumentError(f"{len(rows)} rows go with as many indices, not with {len(indices)}")
+    return check_rows(rows)
+
+
+cdef int check_rows(list rows) except -1:
     for row in rows:
         if not isinstance(row, Row):
             raise TypeError(f"rows must be Row objects, not {type(row).__name__}")
@@ -142,12 +138,31 @@ cdef int _check(list rows, list indices) except -1:
     return 0
 
 
+cdef one_row begin_row(Row row, int32_t index) except *:
+    cdef one_row one
+    row.error = None
+    one.sampler = row.sampler.ptr
+    one.within = row.sampler.within()
+    one.stream = &row.stream.c
+    one.tokens = &row.tokens_
+    one.shown = &row.shown
+    one.special = row.special
+    one.index = index
+    one.token = -1
+    one.ended = False
+    return one
+
+
+cdef int end_row(Row row, one_row * one) except -1:
+    if one.ended:
+        row.finish_reason = "stop"
+    return 0
+
+
 cdef list _choose_all(Context context, Batch batch, list rows, list indices):
     """Choose a token for each row; where there is a batch it is computed first. The caller holds the context."""
     cdef vector[one_row] todo
-    cdef one_row one
     cdef Row row
-    cdef Sampler root
     cdef size_t next_row = 0
     cdef int code = 0
     cdef int32_t n_outputs = 0
@@ -158,19 +173,8 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
     cdef list found = []
     try:
         for row, index in zip(rows, indices):
-            row.error = None
-            root = row.sampler.begin()
-            roots.append((row.sampler, root))
-            one.sampler = row.sampler.ptr
-            one.within = row.sampler.within()
-            one.stream = &row.stream.c
-            one.tokens = &row.tokens_
-            one.shown = &row.shown
-            one.special = row.special
-            one.index = index
-            one.token = -1
-            one.ended = False
-            todo.push_back(one)
+            roots.append((row.sampler, row.sampler.begin()))
+            todo.push_back(begin_row(row, index))
         if batch is not None:
             n_outputs = context.ready_for(batch, False)
         while not computed or next_row < todo.size():
@@ -199,9 +203,7 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
         for sampler, root in roots:
             (<Sampler> sampler).finish(root)
     for index in range(len(rows)):
-        row = rows[index]
-        if todo[index].ended:
-            row.finish_reason = "stop"
+        end_row(rows[index], &todo[index])
         found.append(todo[index].token if todo[index].token >= 0 else None)
     return found
 
@@ -211,13 +213,13 @@ cdef int _run(
 ) except -99 nogil:
     """Go through the rows from `next_row` on; where one throws, `next_row` says which."""
     while next_row[0] < todo.size():
-        _choose(context, vocab, &todo[next_row[0]])
+        choose_row(context, vocab, &todo[next_row[0]])
         next_row[0] += 1
     next_row[0] = todo.size()
     return 0
 
 
-cdef int _choose(lib.llama_context * context, const lib.llama_vocab * vocab, one_row * row) except -99 nogil:
+cdef int choose_row(lib.llama_context * context, const lib.llama_vocab * vocab, one_row * row) except -99 nogil:
     cdef int32_t token = choose(row.sampler, context, row.index, row.within[0])
     cdef string piece
     cdef int32_t n

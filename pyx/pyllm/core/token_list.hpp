@@ -1,6 +1,8 @@
 // Token ids that one thread appends while others read.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <vector>
@@ -27,6 +29,11 @@ class token_list {
     std::vector<int32_t> copy() {
         std::lock_guard<std::mutex> lock(mutex);
         return tokens;
+    }
+
+    std::vector<int32_t> copy_from(size_t start) {
+        std::lock_guard<std::mutex> lock(mutex);
+        return std::vector<int32_t>(tokens.begin() + std::min(start, tokens.size()), tokens.end());
     }
 
   private:

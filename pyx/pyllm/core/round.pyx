@@ -1,0 +1,189 @@
+"""Many steps of many texts without the GIL: each gets one token a step, until something happens to one of them."""
+
+from libc.stdint cimport int8_t, int32_t, int64_t
+
+from pyllm import errors
+from pyllm.core cimport error
+from pyllm.core.arguments cimport int32
+from pyllm.core.context cimport Context
+from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row, one_row
+from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.vocab cimport Vocab
+from pyllm.includes cimport ggml
+from pyllm.includes cimport llama as lib
+
+
+cdef class Flag:
+    """Something that one thread sets and another one sees, without a lock and without the GIL."""
+
+    def set(self):
+        """Set it."""
+        self.c.set()
+
+    def clear(self):
+        """Take it back."""
+        self.c.clear()
+
+    def __bool__(self):
+        return self.c.is_set()
+
+
+cdef class Round:
+    """Texts that are generated together. Each has a token that is chosen and not computed yet.
+
+    Args:
+        context: Where they are computed. Nobody else decodes with it meanwhile.
+        rows: The texts (list of Row), each with a sequence of its own and at least one token.
+        seq_ids: Their sequences.
+        positions: Where the newest token of each stands in its sequence.
+        limits: How many tokens each may have.
+        stop: Ends :meth:`run` before the next step.
+        bells: Descriptors of pipes; after each step a byte is written to each.
+
+    Raises:
+        InvalidArgumentError: The lists have different lengths, or something is there twice or out of range.
+    """
+
+    def __init__(self, Context context not None, list rows not None, seq_ids, positions, limits, *, stop=None, bells=()):
+        cdef int32_t i, n = <int32_t> len(rows)
+        check_rows(rows)
+        self.context, self.rows = context, list(rows)
+        self.stop = Flag() if stop is None else stop
+        for values, name in ((seq_ids, "seq_ids"), (positions, "positions"), (limits, "limits")):
+            if len(values) != n:
+                raise errors.InvalidArgumentError(f"{n} rows go with as many {name}, not with {len(values)}")
+        if n < 1 or n > context.n_batch_:
+            raise errors.InvalidArgumentError(f"a round has from 1 to n_batch={context.n_batch_} rows, not {n}")
+        if len(set(seq_ids)) != n:
+            raise errors.InvalidArgumentError("each row needs a sequence of its own")
+        for i in range(n):
+            seq = int32(seq_ids[i], "a sequence id")
+            if not 0 <= seq < context.n_seq_max_:
+                raise errors.InvalidArgumentError(
+                    f"sequence id {seq} is out of range: the context has n_seq_max={context.n_seq_max_}"
+                )
+            pos = int32(positions[i], "a position")
+            if pos < 0:
+                raise errors.InvalidArgumentError(f"positions start at 0, not {pos}")
+            if (<Row> rows[i]).tokens_.size() < 1:
+                raise errors.InvalidArgumentError("each row needs a token that is computed first")
+            self.seq_ids.push_back(seq)
+            self.positions.push_back(pos)
+            self.limits.push_back(int32(limits[i], "a limit"))
+        for fd in bells:
+            self.fds.push_back(int32(fd, "a descriptor"))
+        self.tokens_in.resize(n)
+        self.n_seq_ids_in.assign(n, 1)
+        self.outputs_in.assign(n, 1)
+        for i in range(n):
+            self.seq_ids_in.push_back(&self.seq_ids[i])
+
+    def run(self, n_steps, ms=100.0):
+        """Compute a token of each text and choose the next one, again and again.
+
+        It ends when a text has ended, has all of its tokens, or has failed, which its ``error`` says; then, too, each
+        text has got what this step gave it.
+
+        Args:
+            n_steps: Most steps.
+            ms: No step begins so many milliseconds after the first one began.
+
+        Returns:
+            int: How many steps were computed, in this call; also where it raises, in ``n_steps``.
+
+        Raises:
+            PyllmError: All that :meth:`pyllm.core.context.Context.decode` raises, about a step that was not computed.
+
+        Wraps ``llama_decode`` and ``llama_sampler_sample``.
+        """
+        cdef Context context = self.context
+        cdef int32_t c_n_steps = int32(n_steps, "n_steps")
+        cdef double c_ms = ms
+        cdef int code = 0
+        cdef Row row
+        cdef list roots = []
+        self.n_steps = 0
+        self.over = False
+        context.acquire()
+        try:
+            context.require()
+            if context.n_samplers:
+                raise errors.InvalidArgumentError("rows choose by samplers of their own: take those of the context away")
+            self.vocab = (<Vocab> context.model.vocab).require()
+            context._check_call(<int32_t> len(self.rows), False)
+            self.todo.clear()
+            try:
+                for row in self.rows:
+                    roots.append((row.sampler, row.sampler.begin()))
+                    self.todo.push_back(begin_row(row, <int32_t> self.todo.size()))
+                self.next_row = self.todo.size()
+                context.prepare(<int32_t> self.todo.size())
+                while True:
+                    try:
+                        with nogil:
+                            code = self.go(c_n_steps, c_ms)
+                        error.raise_stashed()
+                        break
+                    except Exception as cause:
+                        if self.next_row >= self.todo.size():
+                            raise  # it was not computed
+                        is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
+                        (<Row> self.rows[self.next_row]).error = explain(cause) if is_ours else cause
+                        self.next_row += 1
+                        self.over = True
+            finally:
+                context.in_call = False
+                for sampler, root in roots:
+                    (<Sampler> sampler).finish(root)
+                for index in range(<int32_t> self.todo.size()):
+                    end_row(self.rows[index], &self.todo[index])
+            context.raise_for(code, "llama_decode")
+            return self.n_steps
+        finally:
+            context.release()
+
+    cdef int go(self, int32_t n_steps, double ms) except -99 nogil:
+        cdef int64_t until = ggml.ggml_time_us() + <int64_t> (1000 * ms)
+        cdef size_t i
+        cdef int code
+        while True:
+            if self.next_row >= self.todo.size():
+                if self.over or self.n_steps >= n_steps or self.stop.c.is_set() or ggml.ggml_time_us() >= until:
+                    return 0
+                code = self.compute()
+                if code != 0:
+                    return code
+            # A sampler written in Python must not decode with the context, or close it.
+            self.context.in_call = True
+            while self.next_row < self.todo.size():
+                i = self.next_row
+                choose_row(self.context.ptr, self.vocab, &self.todo[i])
+                if self.todo[i].ended or <int32_t> self.todo[i].tokens.size() >= self.limits[i]:
+                    self.over = True
+                self.next_row += 1
+            self.context.in_call = False
+            if not self.over:
+                for i in range(self.fds.size()):
+                    ring(self.fds[i])
+
+    cdef int compute(self) except -99 nogil:
+        cdef size_t i
+        cdef int code
+        cdef lib.llama_batch batch
+        for i in range(self.todo.size()):
+            self.tokens_in[i] = self.todo[i].tokens.back()
+        batch.n_tokens = <int32_t> self.todo.size()
+        batch.token = self.tokens_in.data()
+        batch.embd = NULL
+        batch.pos = self.positions.data()
+        batch.n_seq_id = self.n_seq_ids_in.data()
+        batch.seq_id = self.seq_ids_in.data()
+        batch.logits = self.outputs_in.data()
+        code = self.context.decode_unchecked(batch, batch.n_tokens, False)
+        if code != 0:
+            return code
+        for i in range(self.todo.size()):
+            self.positions[i] += 1
+        self.n_steps += 1
+        self.next_row = 0
+        return 0
