@@ -151,9 +151,7 @@ class Runner:
         seen.clear()
 
     @staticmethod
-    def _tell(
-        text: Text, token: int | None, raw: NDArray[np.float32] | None, row: NDArray[np.float32] | None
-    ) -> None:
+    def _tell(text: Text, token: int | None, raw: NDArray[np.float32] | None, row: NDArray[np.float32] | None) -> None:
         """Tell a text what was chosen for it."""
         if text.error is not None:
             return
