@@ -19,7 +19,7 @@ from pyllm.engine.pace import Pace
 from pyllm.engine.prompt_record import rows_per_step
 from pyllm.engine.rounds import Rounds
 from pyllm.engine.runner import Runner
-from pyllm.engine.scheduler import Limits, Task, plan
+from pyllm.engine.scheduler import Limits, Plan, Task, plan
 from pyllm.engine.slots import Slots
 from pyllm.engine.texts import Text
 from pyllm.engine.turns import Turns
@@ -186,9 +186,21 @@ class Steps:
         rows = [(self.texts[number], n) for number, n in decision.rows]
         if rows:
             self._turns.served(decision.adapters)
-            if len(rows) == len(self.texts) and all(text.is_plain and text.task.n_left == 1 for text, _ in rows):
-                self._steady = rows
+            self._steady = rows if self._will_repeat(decision, rows) else []
             self._compute(rows, [(self.texts[number], n) for number, n in decision.drafts])
+
+    def _will_repeat(self, decision: Plan, rows: list[tuple[Text, int]]) -> bool:
+        """Whether the next steps will be like this one until a text ends or somebody comes.
+
+        Who waits while nobody was let in waits on: there is not more room before one of the texts has ended.
+        """
+        if decision.admit or decision.preempt or decision.drafts or self._vectors:
+            return False
+        texts = self.texts.values()
+        n_running = sum(text.task.seq is not None for text in texts)
+        if n_running != len(rows) or any(text.alone or text.held for text in texts):
+            return False
+        return all(text.is_plain and text.task.n_left == 1 for text, _ in rows)
 
     def _has_room(self, rows: list[tuple[Text, int]]) -> bool:
         """Whether each of these texts can have one more token in the KV cache."""
