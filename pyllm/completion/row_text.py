@@ -53,10 +53,14 @@ class RowText:
         elif len(self.tokens) >= self.limit:
             self.reason = "length"
 
-    def piece(self) -> Piece | None:
-        """What has become final since the last time; the prompt comes first where it is echoed."""
+    def piece(self, *, ended: bool = True) -> Piece | None:
+        """What has become final since the last time; the prompt comes first where it is echoed.
+
+        Args:
+            ended: Whether it may be the last one. Otherwise there is another one, even where the text has ended.
+        """
         # An engine may go on meanwhile, in another thread: tokens come before their text, and the reason at last.
-        reason = self.reason
+        reason = self.reason if ended else None
         first = self.text[0] if len(self.text) == 1 else ""
         text = self.row.stream.take(all=reason is not None)
         if reason is None and not first and not text:

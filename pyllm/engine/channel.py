@@ -46,17 +46,36 @@ class Post:
         return post
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        heard, bell = os.pipe()
+        if os.name == "nt":  # its loops wait for sockets only, and some see too late that this is none
+            return
+        try:
+            heard, bell = os.pipe()
+        except OSError:  # too many files are open
+            return
         try:
             for fd in (heard, bell):
                 os.set_blocking(fd, False)
             loop.add_reader(heard, self._ring, heard)
-        except (NotImplementedError, AttributeError, OSError):  # loops of Windows wait for sockets only
-            os.close(heard)
-            os.close(bell)
+        except Exception:  # not every loop can wait for it
+            _close(heard, bell)
             return
         self.bell = bell
-        weakref.finalize(self, _close, heard, bell)
+        # Not when the interpreter ends: engines ring on, and the number would be that of another file by then.
+        weakref.finalize(self, _close, heard, bell).atexit = False
+
+    @property
+    def closed(self) -> bool:
+        """Whether the loop is closed, so that nothing will be called any more."""
+        loop = self._loop()
+        return loop is None or loop.is_closed()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is called in the loop, which does nothing else meanwhile."""
+        try:
+            return asyncio.get_running_loop() is self._loop()
+        except RuntimeError:
+            return False
 
     def put(self, function: Callable[[Any], None], argument: Any) -> bool:
         """Have a function called in the loop, with this; False where the loop is closed."""
@@ -96,14 +115,21 @@ class Post:
     def _call(self) -> None:
         # Before the look at what is there: what comes behind it wakes the loop again.
         self._called = False
-        while self._calls:
-            self._guarded(*self._calls.popleft())
+        try:
+            while self._calls:
+                self._guarded(*self._calls.popleft())
+        finally:
+            # Somebody pressed Ctrl-C, and the loop may go on all the same.
+            if self._calls:
+                asyncio.get_running_loop().call_soon(self._call)
 
     @staticmethod
     def _guarded(function: Callable[[Any], None], argument: Any) -> None:
         try:
             function(argument)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
             # The others have theirs all the same.
             loop = asyncio.get_running_loop()
             loop.call_exception_handler({"message": "a listener has failed", "exception": error})

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pyllm.engine")
 
+# Whoever waits for a result looks so often whether an event loop still reads, in seconds.
+_LOOK = 0.05
+
 # What a caller gets: a chunk, or how it ended.
 Event = Chunk | BaseException
 
@@ -58,6 +61,9 @@ class Job:
         self.channel = listener if isinstance(listener, Channel) else None
         self._listener = listener.listener if isinstance(listener, Channel) else listener
         self._unread: set[Text] = set()
+        # Those that the engine has let go of: nobody shall hear of an end before.
+        self._ended: set[Text] = set()
+        self._reading = threading.Lock()
         self._done = threading.Event()
         self._completion: Completion | None = None
         self._error: BaseException | None = None
@@ -71,7 +77,7 @@ class Job:
             TimeoutError: It is not, after so many seconds; it goes on.
             Exception: What ended it.
         """
-        if not self._done.wait(timeout):
+        if not self._wait(timeout):
             raise TimeoutError(f"the request has not ended after {timeout} seconds")
         if self._error is not None:
             raise self._error
@@ -98,6 +104,9 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it has ended."""
+        channel = self.channel
+        if channel is not None and not self._done.is_set() and channel.post.closed:
+            self._read_rest(channel)
         return self._done.is_set()
 
     @property
@@ -114,7 +123,9 @@ class Job:
 
     def emit(self, text: Text) -> None:
         """Hand on what has become final of a text."""
-        if not self.streamed and text.reason is None:
+        if text.reason is not None:
+            self._ended.add(text)
+        elif not self.streamed:
             return
         if self.channel is None or text.watched:
             self.read(text)
@@ -125,18 +136,19 @@ class Job:
 
     def read(self, text: Text) -> None:
         """Make a chunk of what has become final of a text: in its thread, or in the event loop of its channel."""
-        if text not in self._unread:
-            return
-        piece = text.piece()
-        if piece is None:
-            return
-        if piece.finish_reason is not None:
-            self._unread.remove(text)
-        completion = None if self._unread else self._assembled()
-        if completion is not None:
-            # Whoever has read the last chunk may ask for the result at once.
-            self._completion = completion
-            self._done.set()
+        with self._reading:
+            if text not in self._unread:
+                return
+            piece = text.piece(ended=text in self._ended)
+            if piece is None:
+                return
+            if piece.finish_reason is not None:
+                self._unread.remove(text)
+            completion = None if self._unread else self._assembled()
+            if completion is not None:
+                # Whoever has read the last chunk may ask for the result at once.
+                self._completion = completion
+                self._done.set()
         self._put(as_chunk(self.request, piece, completion), here=not text.watched)
         if completion is not None:
             self._finish()
@@ -145,14 +157,48 @@ class Job:
         """It ends with an error."""
         self._error = error
         self._done.set()
+        if self.channel is None or self.texts[0].watched:
+            self._unread.clear()
+            self._put(error)
+            self._finish()
+        elif not self.channel.post.put(self._fail_there, error):
+            self._desert()
+
+    def _fail_there(self, error: BaseException) -> None:
+        """The same in the event loop, which may be reading; what had become final comes first."""
+        if self.streamed:
+            for text in self.texts:
+                self.read(text)
         self._unread.clear()
-        self._put(error)
+        self._put(error, here=True)
         self._finish()
 
     def _finish(self) -> None:
         self._done.set()
         # Listeners know their jobs: what such a circle holds, the samplers, would wait for the garbage collector.
         self._listener = None
+
+    def _wait(self, timeout: float | None) -> bool:
+        if self.channel is None:
+            return self._done.wait(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _LOOK if until is None else until - time.monotonic()
+            if self._done.wait(max(0.0, min(left, _LOOK))):
+                return True
+            channel = self.channel
+            if channel is not None and (channel.post.is_here or channel.post.closed):
+                self._read_rest(channel)
+            if left <= 0:
+                return self._done.is_set()
+
+    def _read_rest(self, channel: Channel) -> None:
+        """Read what its event loop does not read: it is closed, or waits for this."""
+        if channel.post.closed:
+            self._listener = None
+        for text in self.texts:
+            if text in self._ended:
+                self.read(text)
 
     def _desert(self) -> None:
         """The event loop is closed: nobody will read it."""

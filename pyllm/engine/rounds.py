@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from pyllm.core.context import Context
 from pyllm.core.round import Flag, Round
+from pyllm.errors import PyllmError
 
 if TYPE_CHECKING:
     from pyllm.engine.channel import Post
@@ -47,16 +48,20 @@ class Rounds:
             post.look_after(self, heard)
         self._posts = list(posts)
         ordered = sorted((text for _, text in texts), key=lambda text: cast("int", text.task.seq))
-        self._round = Round(
-            self._context,
-            [text.row for text in ordered],
-            [cast("int", text.task.seq) for text in ordered],
-            [text.task.n_computed for text in ordered],
-            [text.limit for text in ordered],
-            stop=self._called,
-            bells=[cast("int", post.bell) for post in posts],
-        )
-        return True
+        try:
+            self._round = Round(
+                self._context,
+                [text.row for text in ordered],
+                [cast("int", text.task.seq) for text in ordered],
+                [text.task.n_computed for text in ordered],
+                [text.limit for text in ordered],
+                stop=self._called,
+                bells=[cast("int", post.bell) for post in posts],
+            )
+        except PyllmError:
+            # Two samplers are members of one chain, say.
+            self.refuse()
+        return not self._refused
 
     def run(self, most: int) -> None:
         """Compute up to so many steps."""
@@ -68,6 +73,11 @@ class Rounds:
         """How many steps the last :meth:`run` has computed, also where it has failed."""
         assert self._round is not None
         return self._round.n_steps
+
+    def refuse(self) -> None:
+        """These texts cannot be computed here, until :meth:`end`."""
+        self.end()
+        self._refused = True
 
     def end(self) -> None:
         """Other texts are the next ones."""

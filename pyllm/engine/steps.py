@@ -220,6 +220,13 @@ class Steps:
             self._rounds.run(most)
         except (NoKVSlotError, BufferError) as error:
             failed = error
+        except Exception:
+            if self._rounds.n_steps:
+                raise
+            # A sampler of the caller's was closed, say. Nothing was computed, and who is to blame is found there.
+            self._rounds.refuse()
+            self._compute(rows, [])
+            return
         n = self._rounds.n_steps
         for text in texts:
             self.cache.computed(text.task, n)

@@ -259,8 +259,8 @@ class VectorQueue:
 
     def _begin(self) -> None:
         """Pick texts for the next decodes."""
-        first = self._jobs.pop(0)
-        self._jobs.append(first)  # the next kind has its turn
+        first, *rest = self._jobs
+        self._jobs = [*rest, first]  # the next kind has its turn; others look at this list meanwhile
         room = self.embedder.n_batch(first.ask.pooling)
         if self._most is not None:
             room = min(room, self._most)
