@@ -22,10 +22,8 @@ REASONS = {
     "llama_batch_get_one": "`Batch` fills the struct by itself",
     "llama_batch_init": "`Batch` fills the struct by itself",
     "llama_flash_attn_type_name": "`enums.FlashAttnType` has the names",
-    "llama_get_model": "`Context.model` is the object",
     "llama_load_mode_from_str": "`enums.LoadMode` has the names",
     "llama_load_mode_name": "`enums.LoadMode` has the names",
-    "llama_log_get": "there is one callback, and it writes to `logging`",
     "llama_memory_seq_div": "it turns the keys the wrong way; `Memory.div` goes by `llama_memory_seq_add`",
     "llama_opt_param_filter_all": "without a `param_filter`, `Trainer` takes every tensor by itself",
     "llama_perf_context_print": "nothing is printed; `Context.perf` has the numbers",
@@ -64,6 +62,9 @@ def called() -> set[str]:
     for path in (ROOT / "pyx").rglob("*.p[yx][xd]"):
         if path.suffix == ".pyx":
             found.update(re.findall(r"\b\w+\.(llama_\w+)", code(path.read_text(encoding="utf-8"))))
+    for path in (ROOT / "pyx").rglob("*.hpp"):
+        text = re.sub(r"//[^\n]*", "", path.read_text(encoding="utf-8"))
+        found.update(re.findall(r"\b(llama_\w+)\(", code(text)))
     return {aliases.get(name, name) for name in found}
 
 
