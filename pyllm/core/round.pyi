@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 from typing_extensions import disjoint_base
 
@@ -13,8 +14,8 @@ class Flag:
 
 @disjoint_base
 class Round:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         context: Context,
         rows: list[Row],
         seq_ids: Sequence[int],
@@ -23,7 +24,7 @@ class Round:
         *,
         stop: Flag | None = None,
         bells: Iterable[int] = (),
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def context(self) -> Context: ...
     @property

@@ -17,6 +17,7 @@ from pyllm.engine.adapters import Adapters
 from pyllm.engine.metrics import Counters
 from pyllm.engine.pace import Pace
 from pyllm.engine.vectors import SharedEmbedder, VectorJob, VectorQueue
+from pyllm.engine.wake import Wake
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import ContextParams
 
@@ -34,7 +35,7 @@ class EngineEmbedding(EmbeddingMethods):
     context: Context
     _vectors: VectorQueue | None
     _adapters: Adapters
-    _wake: threading.Condition
+    _wake: Wake
     _counters: Counters
     _thread: threading.Thread
     if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from pyllm import loading
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
 from pyllm.core.model import Model
-from pyllm.core.round import Flag
 from pyllm.engine.adapters import AdapterMethods, Adapters
 from pyllm.engine.between import BetweenSteps
 from pyllm.engine.cache import SequenceCache
@@ -32,6 +31,7 @@ from pyllm.engine.slot_files import SlotMethods
 from pyllm.engine.slots import Slots
 from pyllm.engine.steps import Steps
 from pyllm.engine.texts import Text
+from pyllm.engine.wake import Wake
 from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
 from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
@@ -39,23 +39,6 @@ from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Completion
 
 Prompt = str | bytes | Sequence[int] | NDArray[np.integer[Any]]
-
-
-class Wake(threading.Condition):
-    """The lock of an engine, and the bell for its thread.
-
-    Attributes:
-        called: Whether somebody has asked for something since it was cleared. The thread sees it while it computes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.called = Flag()
-
-    def notify(self, n: int = 1) -> None:
-        """Something has come."""
-        self.called.set()
-        super().notify(n)
 
 
 class QueueFullError(PyllmError, RuntimeError):

@@ -47,12 +47,12 @@ class Rounds:
         for post, heard in posts.items():
             post.look_after(self, heard)
         self._posts = list(posts)
-        ordered = sorted((text for _, text in texts), key=lambda text: cast("int", text.task.seq))
+        ordered = sorted((text for _, text in texts), key=lambda text: text.seq)
         try:
             self._round = Round(
                 self._context,
                 [text.row for text in ordered],
-                [cast("int", text.task.seq) for text in ordered],
+                [text.seq for text in ordered],
                 [text.task.n_computed for text in ordered],
                 [text.limit for text in ordered],
                 stop=self._called,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ class Runner:
         """
         # Where each sequence has a cache of its own, llama.cpp computes neighbours at once.
         if len(rows) > 1:
-            rows = sorted(rows, key=_sequence)
+            rows = sorted(rows, key=lambda row: row[0].seq)
         batch, ready = self._batch.clear(), Ready()
         scored: list[tuple[Text, int, int]] = []
         for text, n in rows:
@@ -77,20 +77,20 @@ class Runner:
             if text.record is not None and task.scores:
                 wanted = text.record.wanted(start, n)
                 scored.append((text, n, batch.n_outputs))
-                outputs = np.zeros(n, bool)
-                outputs[wanted] = True
-                outputs[-1] |= is_ready
-                batch.add_sequence(task.ids[start : start + n], start, task.seq, outputs=outputs)
+                flags = np.zeros(n, bool)
+                flags[wanted] = True
+                flags[-1] |= is_ready
+                batch.add_sequence(task.ids[start : start + n], start, text.seq, outputs=flags)
             elif n == 1:
-                batch.add(task.ids[start], start, task.seq, output=is_ready)
+                batch.add(task.ids[start], start, text.seq, output=is_ready)
             else:
-                outputs = "last" if is_ready else "none"
-                batch.add_sequence(task.ids[start : start + n], start, task.seq, outputs=outputs)
+                outputs: Literal["last", "none"] = "last" if is_ready else "none"
+                batch.add_sequence(task.ids[start : start + n], start, text.seq, outputs=outputs)
             if is_ready:
                 ready.add(text, len(batch) - 1, batch.n_outputs - 1)
         for text, draft in (drafts or {}).items():
             draft.index, draft.place = len(batch), batch.n_outputs
-            batch.add_sequence(draft.tokens, len(text.task.ids), text.task.seq, outputs="all")
+            batch.add_sequence(draft.tokens, len(text.task.ids), text.seq, outputs="all")
         self._use(rows[0][0])
         self._compute(batch, ready)
         for text, n, place in scored:
@@ -171,9 +171,3 @@ class Runner:
         except Exception as error:
             text.error = error
             return None
-
-
-def _sequence(row: tuple[Text, int]) -> int:
-    seq = row[0].task.seq
-    assert seq is not None
-    return seq

@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from pyllm.core.context import Context
 from pyllm.core.round import Flag
@@ -205,7 +205,7 @@ class Steps:
     def _has_room(self, rows: list[tuple[Text, int]]) -> bool:
         """Whether each of these texts can have one more token in the KV cache."""
         ledger = self.cache.ledger
-        return ledger.free >= len(rows) and all(ledger.room(cast("int", text.task.seq)) for text, _ in rows)
+        return ledger.free >= len(rows) and all(ledger.room(text.seq) for text, _ in rows)
 
     def _go_on(self, rows: list[tuple[Text, int]]) -> None:
         """The same texts as before, with a token each; many times, if Python has no part in it."""
@@ -214,7 +214,7 @@ class Steps:
             return
         ledger, started = self.cache.ledger, time.perf_counter()
         texts = [text for text, _ in rows]
-        most = min(ledger.free // len(rows), *(ledger.room(cast("int", text.task.seq)) for text in texts))
+        most = min(ledger.free // len(rows), *(ledger.room(text.seq) for text in texts))
         failed: Exception | None = None
         try:
             self._rounds.run(most)

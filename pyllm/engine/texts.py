@@ -77,6 +77,12 @@ class Text(RowText):
                 self.reason = "stop"
 
     @property
+    def seq(self) -> int:
+        """The sequence that it runs in."""
+        assert self.task.seq is not None
+        return self.task.seq
+
+    @property
     def is_plain(self) -> bool:
         """Whether a step of it is the newest token and nothing else, once its prompt is computed."""
         return self.drafting is None and self.record is None and not self.alone

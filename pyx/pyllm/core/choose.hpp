@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -42,6 +43,9 @@ static inline bool collect(reach & within, const float * row, size_t n) {
         }
         for (size_t i = start; i < end; ++i) {
             const bool is_moved = next != within.moved.end() && (size_t) *next == i;
+            if (is_moved && !std::isfinite(row[i])) {
+                return false;  // it can become NaN, and what that does depends on where it stands
+            }
             if (is_moved || row[i] >= floor) {
                 within.candidates.push_back(llama_token_data{ (int32_t) i, row[i], 0.0f });
             }
@@ -51,7 +55,7 @@ static inline bool collect(reach & within, const float * row, size_t n) {
     return true;
 }
 
-// llama_sampler_sample(), with the same result but where logits at the end of what top-k keeps are equal.
+// llama_sampler_sample(), with the same result but where logits that top-k keeps are equal: these stand in no order.
 static inline int32_t choose(llama_sampler * sampler, llama_context * context, int32_t index, reach & within) {
     if (within.k == 0 || llama_get_sampled_token_ith(context, index) != LLAMA_TOKEN_NULL ||
         llama_get_sampled_probs_ith(context, index) != nullptr ||

@@ -6,6 +6,7 @@
 #ifdef _WIN32
 #include <io.h>
 #else
+#include <fcntl.h>
 #include <unistd.h>
 #endif
 
@@ -20,6 +21,17 @@ class round_flag {
   private:
     std::atomic<bool> value{ false };
 };
+
+// Whether writing to it could wait for a reader.
+static inline bool can_block(int fd) {
+#ifdef _WIN32
+    (void) fd;
+    return false;
+#else
+    const int flags = fcntl(fd, F_GETFL);
+    return flags != -1 && (flags & O_NONBLOCK) == 0;
+#endif
+}
 
 // Makes a pipe readable. One that is full is readable already.
 static inline void ring(int fd) {

@@ -15,6 +15,7 @@ cdef extern from "round.hpp" namespace "pyllm" nogil:
         void clear()
         bool is_set()
 
+    bool can_block(int fd)
     void ring(int fd)
 
 
@@ -24,13 +25,14 @@ cdef class Flag:
 
 cdef class Round:
     cdef readonly Context context
-    cdef readonly list rows
+    cdef tuple rows_
     cdef readonly Flag stop
     cdef readonly int32_t n_steps         # that were computed
     cdef vector[int] fds                  # of pipes that become readable after each step
     cdef vector[int32_t] seq_ids
     cdef vector[int32_t] positions        # of the newest token of each text
     cdef vector[int32_t] limits           # tokens that each may have
+    cdef vector[size_t] n_computed        # tokens of each that are computed, as far as this object knows
     cdef vector[one_row] todo
     cdef const lib.llama_vocab * vocab
     cdef size_t next_row                  # the row that chooses next; behind the last one the step is over
@@ -41,5 +43,6 @@ cdef class Round:
     cdef vector[int32_t *] seq_ids_in
     cdef vector[int8_t] outputs_in
 
+    cdef bint has_ended(self) except -1
     cdef int go(self, int32_t n_steps, double ms) except -99 nogil
     cdef int compute(self) except -99 nogil

@@ -1,12 +1,11 @@
 """Many steps of many texts without the GIL: each gets one token a step, until something happens to one of them."""
 
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t
 
 from pyllm import errors
-from pyllm.core cimport error
-from pyllm.core.arguments cimport int32
+from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
-from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row, one_row
+from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row
 from pyllm.core.sampler cimport Sampler, explain
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport ggml
@@ -38,16 +37,21 @@ cdef class Round:
         positions: Where the newest token of each stands in its sequence.
         limits: How many tokens each may have.
         stop: Ends :meth:`run` before the next step.
-        bells: Descriptors of pipes; after each step a byte is written to each.
+        bells: Descriptors of pipes that do not block; after each step but one that ends :meth:`run` because of a text,
+            a byte is written to each.
 
     Raises:
-        InvalidArgumentError: The lists have different lengths, or something is there twice or out of range.
+        InvalidArgumentError: The lists have different lengths, or something is there twice or out of range; or a pipe
+            blocks.
     """
 
-    def __init__(self, Context context not None, list rows not None, seq_ids, positions, limits, *, stop=None, bells=()):
+    def __cinit__(
+        self, Context context not None, list rows not None, seq_ids, positions, limits, *, stop=None, bells=()
+    ):
         cdef int32_t i, n = <int32_t> len(rows)
+        rows = list(rows)
         check_rows(rows)
-        self.context, self.rows = context, list(rows)
+        self.context, self.rows_ = context, tuple(rows)
         self.stop = Flag() if stop is None else stop
         for values, name in ((seq_ids, "seq_ids"), (positions, "positions"), (limits, "limits")):
             if len(values) != n:
@@ -70,19 +74,29 @@ cdef class Round:
             self.seq_ids.push_back(seq)
             self.positions.push_back(pos)
             self.limits.push_back(int32(limits[i], "a limit"))
+            self.n_computed.push_back(0)
         for fd in bells:
             self.fds.push_back(int32(fd, "a descriptor"))
+            if can_block(self.fds.back()):
+                raise errors.InvalidArgumentError(
+                    f"writing to descriptor {fd} could block: call os.set_blocking({fd}, False) first"
+                )
         self.tokens_in.resize(n)
         self.n_seq_ids_in.assign(n, 1)
         self.outputs_in.assign(n, 1)
         for i in range(n):
             self.seq_ids_in.push_back(&self.seq_ids[i])
 
+    @property
+    def rows(self):
+        """The texts (list of Row)."""
+        return list(self.rows_)
+
     def run(self, n_steps, ms=100.0):
         """Compute a token of each text and choose the next one, again and again.
 
         It ends when a text has ended, has all of its tokens, or has failed, which its ``error`` says; then, too, each
-        text has got what this step gave it.
+        text has got what this step gave it. From then on it does nothing: make a new one of the texts that go on.
 
         Args:
             n_steps: Most steps.
@@ -92,28 +106,33 @@ cdef class Round:
             int: How many steps were computed, in this call; also where it raises, in ``n_steps``.
 
         Raises:
+            InvalidArgumentError: A text has no token to compute, because choosing one has failed.
             PyllmError: All that :meth:`pyllm.core.context.Context.decode` raises, about a step that was not computed.
 
         Wraps ``llama_decode`` and ``llama_sampler_sample``.
         """
         cdef Context context = self.context
         cdef int32_t c_n_steps = int32(n_steps, "n_steps")
-        cdef double c_ms = ms
+        cdef double c_ms = min(number(ms, "ms", 0), 1e12)
         cdef int code = 0
         cdef Row row
         cdef list roots = []
-        self.n_steps = 0
-        self.over = False
         context.acquire()
         try:
+            self.n_steps = 0
             context.require()
             if context.n_samplers:
-                raise errors.InvalidArgumentError("rows choose by samplers of their own: take those of the context away")
+                raise errors.InvalidArgumentError(
+                    "rows have samplers of their own: take those of the context away, with set_sampler(seq_id, None)"
+                )
             self.vocab = (<Vocab> context.model.vocab).require()
-            context._check_call(<int32_t> len(self.rows), False)
+            context._check_call(<int32_t> len(self.rows_), False)
             self.todo.clear()
+            self.over = self.has_ended()
+            if self.over:
+                return 0
             try:
-                for row in self.rows:
+                for row in self.rows_:
                     roots.append((row.sampler, row.sampler.begin()))
                     self.todo.push_back(begin_row(row, <int32_t> self.todo.size()))
                 self.next_row = self.todo.size()
@@ -122,13 +141,13 @@ cdef class Round:
                     try:
                         with nogil:
                             code = self.go(c_n_steps, c_ms)
-                        error.raise_stashed()
+                        context.raise_for(code, "llama_decode")
                         break
                     except Exception as cause:
                         if self.next_row >= self.todo.size():
                             raise  # it was not computed
                         is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
-                        (<Row> self.rows[self.next_row]).error = explain(cause) if is_ours else cause
+                        (<Row> self.rows_[self.next_row]).error = explain(cause) if is_ours else cause
                         self.next_row += 1
                         self.over = True
             finally:
@@ -136,11 +155,27 @@ cdef class Round:
                 for sampler, root in roots:
                     (<Sampler> sampler).finish(root)
                 for index in range(<int32_t> self.todo.size()):
-                    end_row(self.rows[index], &self.todo[index])
-            context.raise_for(code, "llama_decode")
+                    end_row(self.rows_[index], &self.todo[index])
             return self.n_steps
         finally:
             context.release()
+
+    cdef bint has_ended(self) except -1:
+        """Whether one of the texts needs no more tokens."""
+        cdef Row row
+        cdef size_t i
+        cdef bint ended = False
+        for i in range(self.limits.size()):
+            row = self.rows_[i]
+            ended = ended or row.finish_reason is not None or <int64_t> row.tokens_.size() >= self.limits[i]
+        for i in range(self.limits.size()):
+            row = self.rows_[i]
+            if not ended and row.tokens_.size() <= self.n_computed[i]:
+                raise errors.InvalidArgumentError(
+                    f"row {i} has no token to compute, because choosing one has failed: choose it with sample_rows(), "
+                    "or make a Round of the others"
+                )
+        return ended
 
     cdef int go(self, int32_t n_steps, double ms) except -99 nogil:
         cdef int64_t until = ggml.ggml_time_us() + <int64_t> (1000 * ms)
@@ -184,6 +219,7 @@ cdef class Round:
             return code
         for i in range(self.todo.size()):
             self.positions[i] += 1
+            self.n_computed[i] = self.todo[i].tokens.size()
         self.n_steps += 1
         self.next_row = 0
         return 0

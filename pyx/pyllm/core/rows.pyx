@@ -171,6 +171,7 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
     cdef const lib.llama_vocab * vocab = owner.require()
     cdef list roots = []
     cdef list found = []
+    rows = list(rows)  # the caller's can change meanwhile
     try:
         for row, index in zip(rows, indices):
             roots.append((row.sampler, row.sampler.begin()))
@@ -202,8 +203,9 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
         context.in_call = False
         for sampler, root in roots:
             (<Sampler> sampler).finish(root)
+        for index in range(<int32_t> todo.size()):
+            end_row(rows[index], &todo[index])
     for index in range(len(rows)):
-        end_row(rows[index], &todo[index])
         found.append(todo[index].token if todo[index].token >= 0 else None)
     return found
 

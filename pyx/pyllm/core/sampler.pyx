@@ -3,6 +3,7 @@
 The samplers themselves, one class each, are in :mod:`pyllm.core.samplers`.
 """
 
+import operator
 import weakref
 
 cimport cython
@@ -449,9 +450,10 @@ cdef class Chain(Sampler):
             name = <bytes> lib.llama_sampler_name(member)
             params = self.kinds.get(<uintptr_t> member, (None, {}))[1]
             if name == b"logit-bias" and "bias" in params and not self.reach_.moved.size():
-                if len(params["bias"]) > MOST_MOVED:
+                tokens = {operator.index(token) for token in params["bias"]}
+                if len(params["bias"]) > MOST_MOVED or len(tokens) < len(params["bias"]):
                     return 0
-                for token in sorted(params["bias"]):
+                for token in sorted(tokens):
                     self.reach_.moved.push_back(token)
                 continue
             if name == b"greedy":
