@@ -80,6 +80,8 @@ class Runner(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether to stop."""
+        if self._signals > 1:
+            self.pyllm.cancel_all()
         if self._deadline is not None and not self.should_exit:
             now, late = time.monotonic(), time.monotonic() >= self._deadline
             if late or (self.pyllm.idle and now - self._since >= _LEAST_DRAIN):

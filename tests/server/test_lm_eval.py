@@ -16,6 +16,8 @@ from pyllm.eval import logprobs, score
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the harness's own imports warn of
     pytest.importorskip("lm_eval")
+    pytest.importorskip("tenacity")  # of lm-eval[api]
+    pytest.importorskip("aiohttp")
     from lm_eval.api.instance import Instance
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
