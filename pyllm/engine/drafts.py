@@ -166,7 +166,7 @@ class Drafts:
         if drafting is None or drafting.off or task.n_left != 1:
             return 0
         drafting.waits = False
-        room = min(text.request.limit - len(text.tokens), self.context.n_ctx_seq - task.n_computed) - 1
+        room = min(text.limit - len(text.tokens), self.context.n_ctx_seq - task.n_computed) - 1
         if room < 1:
             return 0
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 from pyllm.core.context import Context
@@ -32,12 +32,18 @@ class Rounds:
         self._posts: list[Post] = []
         self._refused = False
 
-    def begin(self, texts: Sequence[tuple[Job, Text]]) -> bool:
-        """These texts are the next ones, and stay the same until :meth:`end`; whether they can be computed here."""
+    def begin(self, texts: Sequence[Text], jobs: Mapping[Text, Job]) -> bool:
+        """These texts are the next ones, and stay the same until :meth:`end`; whether they can be computed here.
+
+        Args:
+            texts: The texts.
+            jobs: The requests that they belong to.
+        """
         if self._round is not None or self._refused:
             return not self._refused
         posts: dict[Post, list[tuple[Job, Text]]] = {}
-        for job, text in texts:
+        for text in texts:
+            job = jobs[text]
             post = None if job.channel is None else job.channel.post
             if text.watched or (job.streamed and (post is None or post.bell is None)):
                 self._refused = True
@@ -47,7 +53,7 @@ class Rounds:
         for post, heard in posts.items():
             post.look_after(self, heard)
         self._posts = list(posts)
-        ordered = sorted((text for _, text in texts), key=lambda text: text.seq)
+        ordered = sorted(texts, key=lambda text: text.seq)
         try:
             self._round = Round(
                 self._context,

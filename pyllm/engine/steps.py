@@ -107,7 +107,7 @@ class Steps:
     def end_empty(self) -> None:
         """End those that shall have no tokens."""
         for text in list(self.texts.values()):
-            if text.request.limit == 0 and (text.record is None or text.record.complete):
+            if text.limit == 0 and (text.record is None or text.record.complete):
                 self.end([text], "length")
 
     def clear(self) -> list[Job]:
@@ -120,8 +120,8 @@ class Steps:
 
     def step(self) -> None:
         """Compute a step of everything there is."""
-        if self._steady and not self._vectors and self._has_room(self._steady):
-            self._go_on(self._steady)
+        if self._steady and not self._vectors and (room := self._room(self._steady)):
+            self._go_on(self._steady, room)
             return
         started = time.perf_counter()
         self.end_empty()
@@ -202,22 +202,21 @@ class Steps:
             return False
         return all(text.is_plain and text.task.n_left == 1 for text, _ in rows)
 
-    def _has_room(self, rows: list[tuple[Text, int]]) -> bool:
-        """Whether each of these texts can have one more token in the KV cache."""
+    def _room(self, rows: list[tuple[Text, int]]) -> int:
+        """How many more tokens each of these texts can have in the KV cache."""
         ledger = self.cache.ledger
-        return ledger.free >= len(rows) and all(ledger.room(text.seq) for text, _ in rows)
+        return min(ledger.free // len(rows), *(ledger.room(text.seq) for text, _ in rows))
 
-    def _go_on(self, rows: list[tuple[Text, int]]) -> None:
-        """The same texts as before, with a token each; many times, if Python has no part in it."""
-        if not self._rounds.begin([(self.jobs[text], text) for text, _ in rows]):
+    def _go_on(self, rows: list[tuple[Text, int]], room: int) -> None:
+        """The same texts as before, with a token each; up to `room` times, if Python has no part in it."""
+        texts = [text for text, _ in rows]
+        if not self._rounds.begin(texts, self.jobs):
             self._compute(rows, [])
             return
-        ledger, started = self.cache.ledger, time.perf_counter()
-        texts = [text for text, _ in rows]
-        most = min(ledger.free // len(rows), *(ledger.room(text.seq) for text in texts))
+        started = time.perf_counter()
         failed: Exception | None = None
         try:
-            self._rounds.run(most)
+            self._rounds.run(room)
         except (NoKVSlotError, BufferError) as error:
             failed = error
         except Exception:

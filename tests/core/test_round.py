@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from four_texts import PROMPTS, go_on, started
 
 from pyllm import Batch, Chain, Context, Model, errors
 from pyllm.core.python_sampler import PythonSampler
@@ -22,23 +23,6 @@ from pyllm.core.samplers import Dist, Greedy, LogitBias, Penalties, Temp, TopK, 
 
 INF = float("inf")
 MANY = 10**6
-PROMPTS = ([5, 6, 7], [9], [3, 3, 8, 20], [40, 41])
-
-
-def started(context: Context) -> list[int]:
-    """Decode all prompts at once; the index in the batch of the last token of each."""
-    lengths = [len(ids) for ids in PROMPTS]
-    ends = np.cumsum(lengths) - 1
-    outputs = np.zeros(sum(lengths), bool)
-    outputs[ends] = True
-    pos = np.concatenate([np.arange(n) for n in lengths])
-    seq_ids = np.repeat(np.arange(len(PROMPTS)), lengths)
-    context.decode(Batch.from_arrays(np.concatenate(PROMPTS), pos=pos, seq_ids=seq_ids, outputs=outputs))
-    return [int(end) for end in ends]
-
-
-def go_on(context: Context, tokens: list[int], past: list[int]) -> None:
-    context.decode(Batch.from_arrays(tokens, pos=past, seq_ids=np.arange(len(tokens)), outputs="all"))
 
 
 class Each:

@@ -5,8 +5,8 @@ from libc.stdint cimport int32_t, int64_t
 from pyllm import errors
 from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
-from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row
-from pyllm.core.sampler cimport Sampler, explain
+from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row, fail_row
+from pyllm.core.sampler cimport Sampler
 from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
@@ -146,8 +146,7 @@ cdef class Round:
                     except Exception as cause:
                         if self.next_row >= self.todo.size():
                             raise  # it was not computed
-                        is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
-                        (<Row> self.rows_[self.next_row]).error = explain(cause) if is_ours else cause
+                        fail_row(self.rows_[self.next_row], cause)
                         self.next_row += 1
                         self.over = True
             finally:

@@ -35,4 +35,6 @@ cdef int check_rows(list rows) except -1
 # The caller holds the sampler, by Sampler.begin().
 cdef one_row begin_row(Row row, int32_t index) except *
 cdef int choose_row(lib.llama_context * context, const lib.llama_vocab * vocab, one_row * row) except -99 nogil
+# Keeps what choosing a token has raised.
+cdef int fail_row(Row row, object cause) except -1
 cdef int end_row(Row row, one_row * one) except -1

@@ -153,6 +153,12 @@ cdef one_row begin_row(Row row, int32_t index) except *:
     return one
 
 
+cdef int fail_row(Row row, object cause) except -1:
+    is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
+    row.error = explain(cause) if is_ours else cause
+    return 0
+
+
 cdef int end_row(Row row, one_row * one) except -1:
     if one.ended:
         row.finish_reason = "stop"
@@ -194,8 +200,7 @@ cdef list _choose_all(Context context, Batch batch, list rows, list indices):
             except Exception as cause:
                 if code != 0 or not computed or next_row >= todo.size():
                     raise
-                is_ours = isinstance(cause, (errors.BackendAssertError, errors.BackendError))
-                (<Row> rows[next_row]).error = explain(cause) if is_ours else cause
+                fail_row(rows[next_row], cause)
             next_row += 1
         if batch is not None:
             context.raise_for(0, "llama_decode")
@@ -217,7 +222,6 @@ cdef int _run(
     while next_row[0] < todo.size():
         choose_row(context, vocab, &todo[next_row[0]])
         next_row[0] += 1
-    next_row[0] = todo.size()
     return 0
 
 
