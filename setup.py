@@ -24,15 +24,14 @@ import fetch  # noqa: E402
 from cmake_build import CCACHE_ENVIRONMENT, HEADER_FOLDERS, PLATFORM, WINDOWS, BuildConfig, CMakeBuild, stop  # noqa: E402
 
 PYX = Path("pyx")
-LIBRARIES = ("llama", "ggml", "ggml-base")
+LIBRARIES = ("pyllm-llama", "pyllm-ggml", "pyllm-ggml-base")
 # What single extension modules need beyond the rest: module -> {attribute of Extension: values}.
-WITH_COMMON = {"libraries": ["llama-common"]}
+WITH_COMMON = {"libraries": ["pyllm-llama-common"]}
 EXTRAS: dict[str, dict[str, list[str]]] = {
     "pyllm.core.chat": WITH_COMMON,
     "pyllm.core.common": WITH_COMMON,
     "pyllm.core.fit": WITH_COMMON,
     "pyllm.core.grammar": WITH_COMMON,
-    "pyllm.core.multimodal": {"libraries": ["mtmd"]},
     "pyllm.core.reasoning": WITH_COMMON,
     "pyllm.core.speculative": WITH_COMMON,
 }
@@ -176,6 +175,7 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
             for path in (package / folder).iterdir():
                 if path.name not in files:
                     path.unlink()
+        (package / "lib/build.json").write_text(json.dumps(self.cmake.describe(), indent=1) + "\n", encoding="utf-8")
         print(f"pyllm: built in {package}", flush=True)
 
 

@@ -6,6 +6,7 @@ setup.py imports this. The result is one folder of shared libraries, in which ba
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
@@ -44,12 +45,12 @@ class Platform:
 
 UNIX_FLAGS = ("-O3", "-g0", "-std=c++17", "-fvisibility=hidden")
 MODULE = r"(?:lib)?ggml-(?!base)[\w.-]+"
-SHARED = r"(?:lib)?(?:llama|llama-common|mtmd|ggml|ggml-base)"
+SHARED = r"(?:lib)?pyllm-(?:llama|llama-common|ggml|ggml-base)"
 PLATFORMS = {
-    "linux": Platform("$ORIGIN", rf"{SHARED}\.so\.\d+|{MODULE}\.so", UNIX_FLAGS, {}),
+    "linux": Platform("$ORIGIN", rf"(?:{SHARED}|{MODULE})\.so", UNIX_FLAGS, {}),
     "darwin": Platform(
         "@loader_path",
-        rf"{SHARED}\.\d+\.dylib|{MODULE}\.(?:so|dylib)",
+        rf"{SHARED}\.dylib|{MODULE}\.(?:so|dylib)",
         UNIX_FLAGS,
         {"GGML_METAL_EMBED_LIBRARY": "ON"},
     ),
@@ -90,9 +91,11 @@ COMMON = {
 }
 # What ccache keeps holds for a checkout in any folder.
 CCACHE_ENVIRONMENT = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1"}
-TARGETS = ("llama", "llama-common", "mtmd", "ggml")
-HEADERS = ("include/llama*.h", "src/llama-ext.h", "ggml/include/*.h", "tools/mtmd/mtmd.h", "tools/mtmd/mtmd-helper.h")
-HEADER_FOLDERS = ("include", "ggml/include", "src", "common", "vendor", "tools/mtmd")
+TARGETS = ("llama", "llama-common", "ggml")
+HEADERS = ("include/llama*.h", "src/llama-ext.h", "ggml/include/*.h")
+HEADER_FOLDERS = ("include", "ggml/include", "src", "common", "vendor")
+# What a backend module and the libraries must agree on: the layout of ggml's structs.
+ABI_HEADERS = ("ggml/include/*.h", "ggml/src/ggml-backend-impl.h", "ggml/src/ggml-impl.h")
 
 
 def stop(message: str) -> NoReturn:
@@ -178,19 +181,17 @@ class CMakeBuild:
         flags += self.config.sanitizer_flags
         # Failed assertions become exceptions, which pass through ggml's C functions on their way to the caller.
         compilers = {"CMAKE_C_FLAGS": " ".join((*flags, "-fexceptions")), "CMAKE_CXX_FLAGS": " ".join(flags)}
-        with (ROOT / "llama_cpp_src/PIN.toml").open("rb") as file:
-            commit = "local" if self.config.local_source else tomllib.load(file)["llama_cpp"]["commit"]
         settings = {
             **COMMON,
             **settings,
             **PLATFORM.cmake,
             **({} if WINDOWS else compilers),
             **{f"CMAKE_{language}_COMPILER_LAUNCHER": self.config.ccache for language in ("C", "CXX")},
-            "CMAKE_PROJECT_llama.cpp_INCLUDE": str(ROOT / "llama_cpp_src/quiet.cmake"),
+            "CMAKE_PROJECT_llama.cpp_INCLUDE": str(ROOT / "llama_cpp_src/pyllm.cmake"),
             "CMAKE_ARCHIVE_OUTPUT_DIRECTORY": str(self.libraries),
             "CMAKE_INSTALL_RPATH": PLATFORM.origin,
             "CMAKE_MAKE_PROGRAM": tool("ninja"),
-            "LLAMA_BUILD_COMMIT": commit,
+            "LLAMA_BUILD_COMMIT": self.commit,
             # Upstream's programs are targets to ask for (`make tools`); our source archives do not carry them.
             "LLAMA_BUILD_TOOLS": "ON" if (self.source / "tools/llama-bench").is_dir() else "OFF",
             "LLAMA_BUILD_SERVER": "ON" if (self.source / "scripts/ui-assets.cmake").is_file() else "OFF",
@@ -245,6 +246,39 @@ class CMakeBuild:
         """The libraries that go into pyllm/lib: real files under the one name by which each is looked up."""
         found = (path for path in self.libraries.iterdir() if re.fullmatch(PLATFORM.library, path.name))
         return {path.name: path.resolve() for path in found}
+
+    @property
+    def commit(self) -> str:
+        """llama.cpp's commit, or "local" for a checkout of the user's."""
+        with (ROOT / "llama_cpp_src/PIN.toml").open("rb") as file:
+            return "local" if self.config.local_source else tomllib.load(file)["llama_cpp"]["commit"]
+
+    @property
+    def build_id(self) -> str:
+        """Identifies the layout of ggml's structs: equal in libraries and backend modules that fit each other."""
+        digest = hashlib.sha256()
+        for path in sorted(path for pattern in ABI_HEADERS for path in self.source.glob(pattern)):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+        # Definitions that change a struct of these headers.
+        abi = [argument for argument in self.config.cmake_args if "GGML_MAX_" in argument or "GGML_SCHED_" in argument]
+        digest.update(json.dumps(sorted(abi)).encode())
+        return digest.hexdigest()[:16]
+
+    def describe(self) -> dict[str, object]:
+        """How the libraries were built; a build ships it as pyllm/lib/build.json."""
+        compiler = shlex.split(os.environ.get("CXX", "c++"))
+        version = "" if WINDOWS else subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+        options = (argument[2:].split("=", 1) for argument in self.configure_command() if argument.startswith("-D"))
+        return {
+            "build_id": self.build_id,
+            "llama_cpp_commit": self.commit,
+            "kind": self.config.name,
+            "compiler": version.partition("\n")[0],
+            "platform": f"{sys.platform}-{platform.machine().lower()}",
+            # Paths are those of the machine that built: they mean nothing elsewhere.
+            "options": {key: value for key, value in sorted(options) if key.startswith(("GGML_", "CMAKE_C"))
+                        and not key.endswith("_LAUNCHER")},
+        }
 
     def headers(self) -> dict[str, Path]:
         """The headers that go into pyllm/include."""

@@ -65,13 +65,9 @@ def _module(entry: EntryPoint) -> Module:
 
 def own_modules() -> list[str]:
     """Paths of the backend modules in pyllm's own folder."""
-    known = {"libggml-base", "libggml", "ggml-base", "ggml"}
-    folder = Path(library_folder())
-    return sorted(
-        str(path)
-        for path in folder.glob(f"*ggml-*{MODULE_SUFFIX}")
-        if path.name.removesuffix(MODULE_SUFFIX) not in known
-    )
+    # The shared libraries beside them begin with "libpyllm-".
+    found = (path for path in Path(library_folder()).glob(f"*ggml-*{MODULE_SUFFIX}") if "pyllm-" not in path.name)
+    return sorted(str(path) for path in found)
 
 
 def _mapped_files() -> set[str]:

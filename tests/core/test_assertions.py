@@ -103,7 +103,7 @@ from pathlib import Path
 import pyllm
 
 folder = Path(pyllm.__file__).parent / "lib"
-name = next(path for path in folder.iterdir() if path.name.startswith("libggml-base"))
+name = next(path for path in folder.iterdir() if path.name.startswith("libpyllm-ggml-base"))
 ggml = ctypes.CDLL(str(name))
 
 def assertion_in_a_thread_of_its_own():

@@ -23,9 +23,8 @@ EXACT = {"type_k": "f32", "type_v": "f32"}
 
 def libllama() -> ctypes.CDLL:
     folder = Path(pyllm.__file__).parent / "lib"
-    names = sorted(path for path in folder.iterdir() if path.name.startswith(("libllama.", "llama.")))
-    # The name that the extensions were linked with: one that is loaded already.
-    library = ctypes.CDLL(str(next((path for path in names if path.name.endswith(".so.0")), names[0])))
+    # Loaded already: the extensions were linked with it.
+    library = ctypes.CDLL(str(next(folder.glob("*pyllm-llama.*"))))
     for name in ("llama_get_logits", "llama_get_embeddings"):
         getattr(library, name).restype = ctypes.POINTER(ctypes.c_float)
         getattr(library, name).argtypes = [ctypes.c_void_p]

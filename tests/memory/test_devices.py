@@ -41,7 +41,7 @@ def library(tmp_path_factory) -> Path:
     target = tmp_path_factory.mktemp("fake") / "libggml-fake.so"
     command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{GGML / 'include'}", f"-I{GGML / 'src'}"]
     command += [str(Path(__file__).with_name("fake_devices.cpp")), "-o", str(target), f"-L{LIBRARIES}"]
-    command += ["-l:libggml.so.0", "-l:libggml-base.so.0", f"-Wl,-rpath,{LIBRARIES}"]
+    command += ["-lpyllm-ggml", "-lpyllm-ggml-base", f"-Wl,-rpath,{LIBRARIES}"]
     subprocess.run(command, check=True, capture_output=True)
     return target
 

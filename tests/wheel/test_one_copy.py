@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -98,10 +99,10 @@ def test_the_process_maps_each_library_once(tiny_models):
     output = subprocess.run(
         [sys.executable, "-c", script, tiny_models["llama"]], capture_output=True, text=True, check=True
     ).stdout.split()
-    mapped = Counter(re.sub(r"\.so.*", "", Path(path).name) for path in output if re.search(r"lib(llama|ggml)", path))
-    assert mapped["libllama"] == 1 and mapped["libggml-base"] == 1
+    mapped = Counter(re.sub(r"\.so.*", "", Path(path).name) for path in output if re.search(r"/lib(pyllm|ggml)-", path))
+    assert mapped["libpyllm-llama"] == 1 and mapped["libpyllm-ggml-base"] == 1
     assert max(mapped.values()) == 1
-    assert all(Path(path).parent == LIB for path in output if re.search(r"lib(llama|ggml)", path))
+    assert all(Path(path).parent == LIB for path in output if re.search(r"/lib(pyllm|ggml)-", path))
 
 
 def test_importing_says_nothing():
@@ -120,3 +121,54 @@ def test_every_module_can_be_the_first(path):
     script = f"import pyllm.core.{path.name.split('.')[0]}"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_functions_come_from_the_package():
+    from pyllm.core import guard
+
+    origins = guard.origins()
+    assert set(origins) == {"llama_decode", "ggml_backend_load", "ggml_init"}
+    assert {Path(path).resolve().parent for path in origins.values()} == {LIB.resolve()}
+
+
+@pytest.mark.parametrize("name", ["llama_decode", "ggml_backend_load", "ggml_init"])
+def test_functions_of_another_library_are_refused(name, tmp_path):
+    """A library loaded with RTLD_GLOBAL comes first in the lookup: its structs may have another layout."""
+    compiler = shutil.which("cc")
+    if compiler is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs a C compiler and ELF")
+    other = tmp_path / "libother.so"
+    command = [compiler, "-shared", "-fPIC", "-xc", "-", "-o", other]
+    subprocess.run(command, input=f"int {name}(void) {{ return 0; }}", text=True, check=True)
+    script = (
+        "import ctypes, sys\n"
+        "other = ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)\n"
+        "try:\n    import pyllm.core.model\nexcept ImportError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, other], capture_output=True, text=True, check=True)
+    assert f"pyllm would call {name} of {other}, not of its own libraries in {LIB}" in done.stdout
+
+
+def test_libraries_have_names_of_their_own():
+    """The dynamic linker takes a loaded library, or one of LD_LIBRARY_PATH, for ours if the soname is the same."""
+    if shutil.which("readelf") is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs readelf and ELF")
+    for path in [*LIB.iterdir(), *EXTENSIONS]:
+        output = subprocess.run(["readelf", "-dW", path], capture_output=True, text=True, check=True).stdout
+        needed = re.findall(r"\(NEEDED\).*\[(.*)\]", output)
+        assert [name for name in needed if re.search("llama|ggml|mtmd", name) and "pyllm-" not in name] == []
+        assert not re.search(r"\(SONAME\).*\[lib(llama|mtmd|ggml|ggml-base)\.so", output), path
+        # Symbols of this kind are merged between libraries even where nothing else is shared.
+        assert not [name for kind, name in symbols(path, "-D") if kind == "u"], path
+
+
+def test_library_path_does_not_replace_the_libraries(tmp_path, tiny_models):
+    """Libraries under upstream's names in LD_LIBRARY_PATH are not looked at."""
+    for name in ("libllama.so.0", "libggml.so.0", "libggml-base.so.0", "libllama-common.so.0"):
+        (tmp_path / name).write_bytes(b"no library at all")
+    script = "import sys\nfrom pyllm.core.model import Model\nprint(Model(sys.argv[1]).n_layer)"
+    command = [sys.executable, "-c", script, tiny_models["llama"]]
+    done = subprocess.run(
+        command, env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -35,7 +35,7 @@ assert len(compiled) >= 10, names
 
 if sys.platform.startswith("linux"):
     lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
-    mapped = {line.split(maxsplit=5)[5] for line in lines if "libllama" in line or "libggml" in line}
+    mapped = {line.split(maxsplit=5)[5] for line in lines if "/libpyllm-" in line or "/libggml-" in line}
     assert mapped and all(path.startswith(str(package / "lib")) for path in mapped), mapped
 
 from pyllm.core.model import Model

@@ -2,7 +2,8 @@
 
 This module owns the one copy of a set of thread-local variables (``guard.hpp``): the log lines of the
 current call, and whether a failed assertion may be thrown as a C++ exception. It installs the
-callback that ggml calls when an assertion fails, and counts forks.
+callback that ggml calls when an assertion fails, counts forks, and refuses to go on with the
+functions of another llama.cpp.
 """
 
 import atexit
@@ -14,6 +15,7 @@ from libcpp.atomic cimport atomic
 from libcpp.deque cimport deque
 
 from pyllm.includes cimport ggml as lib
+from pyllm.includes cimport ggml_backend, llama
 
 
 cdef extern from "guard.hpp" namespace "pyllm" nogil:
@@ -35,6 +37,10 @@ cdef extern from "guard.hpp" namespace "pyllm" nogil:
     atomic[int] in_native
     void sleep_forever() noexcept
     void on_abort(const char * message) noexcept
+
+
+cdef extern from "origin.hpp" namespace "pyllm" nogil:
+    string c_origin "pyllm::origin"(void * function) noexcept
 
 
 cdef extern from "Python.h" nogil:
@@ -128,6 +134,32 @@ cdef void set_min_level(int level) noexcept nogil:
     c_set_min_level(level)
 
 
+def origins():
+    """The file that each library's functions were bound to: a dict of function name to path.
+
+    One function stands for each library. A path is empty where the system does not tell.
+    """
+    found = {
+        "llama_decode": c_origin(<void *> llama.llama_decode),
+        "ggml_backend_load": c_origin(<void *> ggml_backend.ggml_backend_load),
+        "ggml_init": c_origin(<void *> lib.ggml_init),
+    }
+    return {name: os.fsdecode(path) for name, path in found.items()}
+
+
+def _check_origins():
+    """Fail where another library's functions took the place of ours: its structs have other layouts."""
+    own = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "lib")
+    for name, path in origins().items():
+        if path and os.path.realpath(os.path.dirname(path)) != os.path.realpath(own):
+            raise ImportError(
+                f"pyllm would call {name} of {path}, not of its own libraries in {own}: a library with the same "
+                "functions was loaded into the global scope before (LD_PRELOAD, RTLD_GLOBAL). Load that library "
+                "without RTLD_GLOBAL, or import pyllm.core before it"
+            )
+
+
+_check_origins()
 atexit.register(_at_exit)
 lib.ggml_set_abort_callback(<lib.ggml_abort_callback_t> on_abort)
 if hasattr(os, "register_at_fork"):
