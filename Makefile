@@ -126,5 +126,5 @@ wheel: $(STAMPS)/environment
 
 clean:
 	@rm -rf build/stamps build/cython build/cython-ft build/ext-* build/asan build/lib* build/bdist* build/requirements.txt \
-		dist *.egg-info pyllm/include pyllm/lib .pytest_cache .ruff_cache .mypy_cache
+		dist *.egg-info pyllm/include pyllm/lib pyllm/_build.json .pytest_cache .ruff_cache .mypy_cache
 	@find pyllm -name '*.so' -delete -o -name '*.pxd' -delete -o -name '*.hpp' -delete

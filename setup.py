@@ -175,7 +175,7 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
             for path in (package / folder).iterdir():
                 if path.name not in files:
                     path.unlink()
-        (package / "lib/build.json").write_text(json.dumps(self.cmake.describe(), indent=1) + "\n", encoding="utf-8")
+        (package / "_build.json").write_text(json.dumps(self.cmake.describe(), indent=1) + "\n", encoding="utf-8")
         print(f"pyllm: built in {package}", flush=True)
 
 

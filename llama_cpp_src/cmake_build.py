@@ -265,7 +265,7 @@ class CMakeBuild:
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, object]:
-        """How the libraries were built; a build ships it as pyllm/lib/build.json."""
+        """How the libraries were built; a build ships it as pyllm/_build.json."""
         compiler = shlex.split(os.environ.get("CXX", "c++"))
         version = "" if WINDOWS else subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
         options = (argument[2:].split("=", 1) for argument in self.configure_command() if argument.startswith("-D"))

@@ -116,19 +116,19 @@ def test_a_portable_build_has_variants_and_asks_nothing_of_this_machine(
     [
         (
             "linux",
-            "libllama.so.0 libggml.so.0 libggml-base.so.0 libggml-cpu.so libggml-cpu-haswell.so libmtmd.so.0 "
-            "libllama-common.so.0",
-            "libllama.so libllama.so.0.5.0 libggml-base.so libllama-common.so llama-bench libvendor-hash.a",
+            "libpyllm-llama.so libpyllm-ggml.so libpyllm-ggml-base.so libggml-cpu.so libggml-cpu-haswell.so "
+            "libpyllm-llama-common.so",
+            "libllama.so.0 libggml-base.so libpyllm-mtmd.so libllama-bench-impl.so llama-bench libvendor-hash.a",
         ),
         (
             "darwin",
-            "libllama.0.dylib libggml-base.0.dylib libggml-cpu-apple_m1.so libggml-metal.so libmtmd.0.dylib "
-            "libllama-common.0.dylib",
-            "libllama.dylib libllama.0.5.0.dylib libggml-base.dylib libllama-common.dylib",
+            "libpyllm-llama.dylib libpyllm-ggml-base.dylib libggml-cpu-apple_m1.so libggml-metal.so "
+            "libpyllm-llama-common.dylib",
+            "libllama.dylib libllama.0.5.0.dylib libggml-base.dylib libpyllm-mtmd.dylib",
         ),
         (
             "win32",
-            "llama.dll ggml.dll ggml-base.dll ggml-cpu-haswell.dll mtmd.dll llama-common.dll",
+            "pyllm-llama.dll pyllm-ggml.dll pyllm-ggml-base.dll ggml-cpu-haswell.dll pyllm-llama-common.dll",
             "llama-bench.exe llama.lib",
         ),
     ],
@@ -212,7 +212,7 @@ def test_libraries_are_real_files_under_their_run_time_names() -> None:
     names = {path.name for path in LIBRARIES.iterdir()}
     assert not any(path.is_symlink() for path in LIBRARIES.iterdir())
     if sys.platform.startswith("linux"):
-        assert {"libllama.so.0", "libllama-common.so.0", "libggml.so.0", "libggml-base.so.0", "libmtmd.so.0"} <= names
+        assert {f"libpyllm-{name}.so" for name in ("llama", "llama-common", "ggml", "ggml-base")} <= names
         assert any(name.startswith("libggml-cpu") for name in names)
 
 
@@ -250,20 +250,20 @@ def test_a_process_maps_only_our_libraries() -> None:
         "import importlib, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "lines = open('/proc/self/maps').read().splitlines()\n"
-        "print(*{line.split(maxsplit=5)[5] for line in lines if 'libllama' in line or 'libggml' in line}, sep='\\n')"
+        "print(*{line.split(maxsplit=5)[5] for line in lines if '/libpyllm-' in line or '/libggml-' in line}, sep='\\n')"
     )
     output = subprocess.run(
         [sys.executable, "-c", program, *modules], cwd=REPOSITORY, capture_output=True, text=True, check=True
     ).stdout
     mapped = {Path(line) for line in output.split()}
     assert {path.parent for path in mapped} == {LIBRARIES}
-    assert LIBRARIES / "libllama.so.0" in mapped
+    assert LIBRARIES / "libpyllm-llama.so" in mapped
 
 
 @built
 def test_headers_and_declarations_are_shipped() -> None:
     headers = {path.name for path in (REPOSITORY / "pyllm/include").iterdir()}
-    assert {"llama.h", "llama-ext.h", "ggml.h", "ggml-backend.h", "ggml-cpu.h", "gguf.h", "mtmd.h"} <= headers
+    assert {"llama.h", "llama-ext.h", "ggml.h", "ggml-backend.h", "ggml-cpu.h", "gguf.h"} <= headers
     assert (REPOSITORY / "pyllm/include/llama.h").read_bytes() == (TREE / "include/llama.h").read_bytes()
     for path in (*(REPOSITORY / "pyx").rglob("*.pxd"), *(REPOSITORY / "pyx").rglob("*.hpp")):
         assert (REPOSITORY / path.relative_to(REPOSITORY / "pyx")).is_file()

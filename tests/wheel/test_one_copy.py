@@ -158,8 +158,8 @@ def test_libraries_have_names_of_their_own():
         needed = re.findall(r"\(NEEDED\).*\[(.*)\]", output)
         assert [name for name in needed if re.search("llama|ggml|mtmd", name) and "pyllm-" not in name] == []
         assert not re.search(r"\(SONAME\).*\[lib(llama|mtmd|ggml|ggml-base)\.so", output), path
-        # Symbols of this kind are merged between libraries even where nothing else is shared.
-        assert not [name for kind, name in symbols(path, "-D") if kind == "u"], path
+        # Unique symbols are merged between libraries even where nothing else is shared. Those of std are the same.
+        assert not [n for kind, n in symbols(path, "-D") if kind == "u" and not re.match(r"_ZZ?(NK?)?St", n)], path
 
 
 def test_library_path_does_not_replace_the_libraries(tmp_path, tiny_models):
