@@ -276,8 +276,11 @@ class CMakeBuild:
             "compiler": version.partition("\n")[0],
             "platform": f"{sys.platform}-{platform.machine().lower()}",
             # Paths are those of the machine that built: they mean nothing elsewhere.
-            "options": {key: value for key, value in sorted(options) if key.startswith(("GGML_", "CMAKE_C"))
-                        and not key.endswith("_LAUNCHER")},
+            "options": {
+                key: value
+                for key, value in sorted(options)
+                if key.startswith(("GGML_", "CMAKE_C")) and not key.endswith("_LAUNCHER")
+            },
         }
 
     def headers(self) -> dict[str, Path]:
