@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pyllm.errors import BackendError
 from pyllm.version import __version__
 
 if TYPE_CHECKING:
@@ -63,54 +64,33 @@ def _module(entry: EntryPoint) -> Module:
     return Module(entry.name, path)
 
 
-def own_modules() -> list[str]:
-    """Paths of the backend modules in pyllm's own folder."""
+def own_modules() -> list[Module]:
+    """The backend modules in pyllm's own folder, in the order of their names."""
     # The shared libraries beside them begin with "libpyllm-".
-    found = (path for path in Path(library_folder()).glob(f"*ggml-*{MODULE_SUFFIX}") if "pyllm-" not in path.name)
-    return sorted(str(path) for path in found)
+    paths = sorted(path for path in Path(library_folder()).glob(f"*ggml-*{MODULE_SUFFIX}") if "pyllm-" not in path.name)
+    return [Module(path.name.removesuffix(MODULE_SUFFIX).rpartition("ggml-")[2], str(path)) for path in paths]
 
 
-def _mapped_files() -> set[str]:
-    try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            return {line.split(maxsplit=5)[-1].strip() for line in maps if "ggml-" in line}
-    except OSError:
-        return set()
+def best_cpu(scores: dict[str, int], forced: str | None) -> str:
+    """The name of the CPU module to load.
 
+    Args:
+        scores: Module name, such as "cpu-haswell", to what the module scores on this processor; 0 or less where it
+            cannot run.
+        forced: The variant that PYLLM_CPU_VARIANT asks for, such as "haswell", or None.
 
-def module_in_use(name: str) -> str:
-    """The file of the loaded backend `name`, or an empty string where the system does not tell."""
-    mapped = _mapped_files()
-    stem = f"ggml-{name.lower()}"
-    candidates = [path for path in own_modules() if Path(path).name.removeprefix("lib").startswith(stem)]
-    in_use = [path for path in candidates if path in mapped]
-    if in_use:
-        return in_use[0]
-    others = sorted(path for path in mapped if Path(path).name.removeprefix("lib").startswith(stem))
-    if others:
-        return others[0]
-    return candidates[0] if len(candidates) == 1 else ""
-
-
-def unused_modules(used: list[str]) -> list[Module]:
-    """The modules of pyllm's own folder that are not in use, with the reason."""
-    return [
-        Module(Path(path).name.removesuffix(MODULE_SUFFIX).removeprefix("lib").removeprefix("ggml-"), path, _why(path))
-        for path in own_modules()
-        if path not in used
-    ]
-
-
-def _why(path: str) -> str:
-    """Ask the module itself: ggml's score is 0 where the processor lacks something it needs."""
-    import ctypes
-
-    try:
-        library = ctypes.CDLL(path)
-    except OSError as cause:
-        return f"it cannot be loaded: {cause}"
-    try:
-        score = library.ggml_backend_score()
-    except AttributeError:
-        return "another module of the same kind is in use"
-    return f"a better variant is in use (score {score})" if score > 0 else "the processor lacks instructions it needs"
+    Raises:
+        BackendError: The variant does not exist, or the processor cannot run it.
+    """
+    usable = [name for name, score in scores.items() if score > 0]
+    if not forced:
+        return max(usable, key=lambda name: scores[name], default="")
+    name = f"cpu-{forced.lower().removeprefix('cpu-')}"
+    if name not in usable:
+        variants = ", ".join(name.removeprefix("cpu-") for name in usable if name != "cpu")
+        raise BackendError(
+            f"PYLLM_CPU_VARIANT={forced!r} "
+            + ("needs instructions that this processor lacks; " if name in scores else "does not exist; ")
+            + (f"this processor can run: {variants}" if variants else "this build has one CPU module, for its machine")
+        )
+    return name

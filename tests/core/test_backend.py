@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 import pyllm
 from pyllm import errors
+from pyllm.backends import discover
 from pyllm.core import backend
 
 LIB = Path(pyllm.__file__).parent / "lib"
@@ -77,6 +79,55 @@ def test_neither_the_current_folder_nor_that_of_the_program_is_searched(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert str(tmp_path) not in done.stdout and "evil" not in done.stdout
+
+
+def test_the_path_that_upstream_reads_from_the_environment_is_not_loaded(tmp_path):
+    """GGML_BACKEND_PATH names modules of whatever ggml: another version's would share no layout with ours."""
+    module = tmp_path / "libggml-other.so"
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform == "win32":
+        pytest.skip("needs a C compiler")
+    marker = tmp_path / "loaded"
+    source = (
+        "#include <stdio.h>\n__attribute__((constructor)) static void run(void) "
+        f'{{ FILE * file = fopen("{marker}", "w"); if (file) fclose(file); }}'
+    )
+    subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-", "-o", module], input=source, text=True, check=True)
+    done = in_child("backend.load_backends()", GGML_BACKEND_PATH=str(module))
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+    assert in_child(f"import ctypes; ctypes.CDLL({str(module)!r})").returncode == 0
+    assert marker.exists(), "the module says when it is loaded"
+
+
+def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run code with `backend` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", f"from pyllm.core import backend; {code}"],
+        env={**os.environ, "PYTHONPATH": str(Path(pyllm.__file__).parents[1]), **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_cpu_variant_that_does_not_exist_is_refused():
+    done = in_child(
+        "\nfor _ in range(2):\n try:\n  backend.load_backends()\n except Exception as error:\n  print(type(error), error)",
+        PYLLM_CPU_VARIANT="z80",
+    )
+    assert done.stdout.count("BackendError") == 2, done.stderr
+    assert "PYLLM_CPU_VARIANT='z80' does not exist; " in done.stdout
+
+
+def test_the_best_cpu_module_is_chosen():
+    scores = {"cpu-x64": 1, "cpu-haswell": 64, "cpu-zen4": 0, "cpu-broken": -1}
+    assert discover.best_cpu(scores, None) == "cpu-haswell"
+    assert discover.best_cpu(scores, "x64") == discover.best_cpu(scores, "CPU-X64") == "cpu-x64"
+    with pytest.raises(errors.BackendError, match=r"'zen4' needs instructions.*can run: x64, haswell$"):
+        discover.best_cpu(scores, "zen4")
+    with pytest.raises(errors.BackendError, match=r"does not exist.*one CPU module"):
+        discover.best_cpu({"cpu": 1}, "haswell")
+    assert discover.best_cpu({}, None) == ""
 
 
 def test_loading_twice_changes_nothing():

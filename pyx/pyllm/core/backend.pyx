@@ -10,6 +10,7 @@ import threading
 from dataclasses import dataclass, field
 
 from libc.stdint cimport uintptr_t
+from libcpp.string cimport string
 
 from pyllm import errors
 from pyllm.backends import discover
@@ -20,9 +21,14 @@ from pyllm.includes cimport ggml_backend as lib
 from pyllm.includes cimport llama
 
 
+cdef extern from "module_score.hpp" namespace "pyllm" nogil:
+    int module_score(const char * path, string & error) except +
+
+
 cdef object _lock = threading.Lock()
 cdef bint _loaded = False
-cdef list _rejected = []
+cdef list _rejected = []  # BackendInfo of each module that is not in use
+cdef dict _paths = {}  # name of a loaded backend -> path of its module
 
 _DEVICE_TYPES = {
     <int> lib.GGML_BACKEND_DEVICE_TYPE_CPU: "cpu",
@@ -131,9 +137,10 @@ def load_backends():
     """Load every backend once; later calls return at once.
 
     Raises:
-        BackendError: Not even a CPU backend could be loaded.
+        BackendError: Not even a CPU backend could be loaded, or PYLLM_CPU_VARIANT names one that cannot run here.
 
-    Wraps ``ggml_backend_load_all_from_path`` and ``ggml_backend_load``.
+    Wraps ``ggml_backend_load``. ``ggml_backend_load_all`` would also search the folder of the executable, the current
+    directory and the path in GGML_BACKEND_PATH, whose modules may be of another ggml.
     """
     global _loaded
     if _loaded:
@@ -156,28 +163,61 @@ def load_backends():
 
 
 cdef _load_own():
-    folder = discover.library_folder().encode()
-    cdef const char * c_folder = folder
-    guard.enter()
-    with nogil:
-        lib.ggml_backend_load_all_from_path(c_folder)
+    """Load our own modules: of those for the CPU the best one, or the one that PYLLM_CPU_VARIANT names."""
+    cdef string failure
+    own = discover.own_modules()
+    cpus = [module for module in own if module.name.startswith("cpu")]
+    scores, reasons = {}, {}
+    for module in cpus:
+        failure.clear()
+        guard.enter()
+        scores[module.name] = module_score(os.fsencode(module.path), failure)
+        if scores[module.name] < 0:
+            reasons[module.name] = f"the module cannot be loaded: {failure.decode('utf-8', 'replace')}"
+        elif scores[module.name] == 0:
+            reasons[module.name] = "the processor lacks instructions that it needs"
+    best = discover.best_cpu(scores, os.environ.get("PYLLM_CPU_VARIANT"))
+    # ggml lists devices in this order, and a GPU goes before the CPU.
+    for module in own:
+        if module not in cpus:
+            _load_module(module)
+    for module in cpus:
+        if module.name == best:
+            _load_module(module)
+        else:
+            reason = f"{best} is in use (score {scores.get(best)}, this one {scores[module.name]})"
+            reason = reasons.get(module.name, reason)
+            _rejected.append(BackendInfo(module.name, False, module.path, reason, ()))
 
 
 cdef _load_plugins():
-    cdef const char * c_path
-    cdef lib.ggml_backend_reg_t registered
     for plugin in discover.plugins():
         if plugin.reason:
             _rejected.append(BackendInfo(plugin.name, False, plugin.path, plugin.reason, ()))
-            continue
-        encoded = plugin.path.encode()
-        c_path = encoded
-        guard.enter()
-        with nogil:
-            registered = lib.ggml_backend_load(c_path)
-        if registered == NULL:
-            reason = "; ".join(guard.take_log()) or "ggml_backend_load failed"
-            _rejected.append(BackendInfo(plugin.name, False, plugin.path, reason, ()))
+        else:
+            _load_module(plugin)
+
+
+cdef bint _load_module(module) except -1:
+    """Load the backend of one file; False, with an entry in the list of rejected ones, if that fails."""
+    cdef lib.ggml_backend_reg_t registered = _load(module.path)
+    if registered == NULL:
+        reason = "; ".join(guard.take_log()) or "ggml_backend_load failed"
+        _rejected.append(BackendInfo(module.name, False, module.path, reason, ()))
+        return False
+    return True
+
+
+cdef lib.ggml_backend_reg_t _load(path) except? NULL:
+    encoded = c_text(os.fspath(path), "the path")
+    cdef const char * c_path = encoded
+    cdef lib.ggml_backend_reg_t registered
+    guard.enter()
+    with nogil:
+        registered = lib.ggml_backend_load(c_path)
+    if registered != NULL:
+        _paths[(<bytes> lib.ggml_backend_reg_name(registered)).decode()] = os.fspath(path)
+    return registered
 
 
 def load_backend(path):
@@ -195,12 +235,7 @@ def load_backend(path):
     Wraps ``ggml_backend_load``.
     """
     load_backends()
-    encoded = c_text(os.fspath(path), "the path")
-    cdef const char * c_path = encoded
-    cdef lib.ggml_backend_reg_t registered
-    guard.enter()
-    with nogil:
-        registered = lib.ggml_backend_load(c_path)
+    cdef lib.ggml_backend_reg_t registered = _load(path)
     if registered == NULL:
         raise errors.BackendError(
             f"the backend {str(path)!r} could not be loaded", function="ggml_backend_load", log=guard.take_log()
@@ -226,11 +261,7 @@ def backends():
             device = lib.ggml_backend_reg_dev_get(registered, j)
             names.append((<bytes> lib.ggml_backend_dev_name(device)).decode())
         name = (<bytes> lib.ggml_backend_reg_name(registered)).decode()
-        path = discover.module_in_use(name)
-        result.append(BackendInfo(name, True, path, "", tuple(names), _features(registered)))
-    result.extend(BackendInfo(other.name, False, other.path, other.reason, ()) for other in discover.unused_modules(
-        [info.path for info in result]
-    ))
+        result.append(BackendInfo(name, True, _paths.get(name, ""), "", tuple(names), _features(registered)))
     return result + _rejected
 
 
