@@ -11,6 +11,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from pyllm.chat.messages import SYSTEM_ROLES, content_text
 from pyllm.chat.tools import Tool
 from pyllm.core.chat import ChatPrompt, ChatTemplates
 from pyllm.structured import Grammar
@@ -47,14 +48,14 @@ def explained(messages: list[dict[str, Any]], tools: list[Tool]) -> list[dict[st
     if tools:
         lines = "\n".join(json.dumps(tool.to_dict()["function"], ensure_ascii=False) for tool in tools)
         text = _EXPLANATION.format(tools=lines)
-        if messages[0]["role"] in ("system", "developer"):
+        if messages[0]["role"] in SYSTEM_ROLES:
             first, messages = messages[0], messages[1:]
-            result.append({**first, "content": f"{_text(first)}\n\n{text}"})
+            result.append({**first, "content": f"{content_text(first)}\n\n{text}"})
         else:
             result.append({"role": "system", "content": text})
     after_result = False
     for message in messages:
-        text, is_result = _text(message), message["role"] == "tool"
+        text, is_result = content_text(message), message["role"] == "tool"
         if is_result:
             text = f"<tool_response>{text}</tool_response>"
         # Many templates want user and assistant to alternate.
@@ -113,8 +114,3 @@ def _prompt(tools: str, parallel: bool) -> ChatPrompt:
 def _call_text(call: dict[str, Any]) -> str:
     function = call["function"]
     return f'{OPEN}{{"name": {json.dumps(function["name"])}, "arguments": {function["arguments"]}}}{CLOSE}'
-
-
-def _text(message: dict[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)

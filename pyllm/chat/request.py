@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from pyllm.chat.generic import OPEN, GenericCalls, explained
 from pyllm.chat.guide import Guide
-from pyllm.chat.messages import Messages, plain_messages
+from pyllm.chat.messages import SYSTEM_ROLES, Messages, content_text, plain_messages
+from pyllm.chat.rules import FORM_SCHEMA, answer_rules
 from pyllm.chat.templates import TemplateStore
 from pyllm.chat.tools import Tool, as_tools, check_choice
 from pyllm.chat.types import Message
@@ -40,7 +41,7 @@ _DEFAULTS: dict[str, Any] = {
     "enable_thinking": True,
     "reasoning_format": "auto",
     "reasoning_budget": None,
-    "continue_final_message": False,
+    "continue_final_message": None,
     "add_generation_prompt": None,
     "response_prefix": None,
 }
@@ -80,10 +81,11 @@ class ChatRequest:
         own = {**_DEFAULTS, **{name: value for name, value in arguments.items() if name in _DEFAULTS}}
         self._own = own
         self._llama = llama
-        self._templates = template_store(llama).get(own["chat_template"])
+        self._store = template_store(llama)
+        self._templates = self._store.get(own["chat_template"])
         self._messages = self._with_prefix(plain_messages(messages))
         self.tools = as_tools(own["tools"])
-        self.tool_choice, self._forced = check_choice(own["tool_choice"], self.tools)
+        self.tool_choice, self._allowed = check_choice(own["tool_choice"], self.tools)
         self._form = self._checked_form()
         self.top_logprobs = _top_logprobs(own["logprobs"], own["top_logprobs"])
         self._check_template_arguments()
@@ -138,10 +140,11 @@ class ChatRequest:
             raise InvalidArgumentError(
                 f"continue_final_message must be True, False, 'content' or 'reasoning', not {continued!r}"
             )
+        last = messages[-1]
         if prefix is not None:
             if not isinstance(prefix, str):
                 raise InvalidArgumentError(f"response_prefix must be text, not {prefix!r}")
-            if continued or messages[-1]["role"] == "assistant":
+            if continued or last["role"] == "assistant":
                 raise InvalidArgumentError(
                     "response_prefix begins a new answer: the last message must not be an assistant's; "
                     "continue_final_message=True goes on with one"
@@ -149,12 +152,22 @@ class ChatRequest:
             if prefix:
                 messages.append({"role": "assistant", "content": prefix})
                 self._own["continue_final_message"] = "content"
-        elif continued:
-            last = messages[-1]
+            return messages
+        if continued is None:
+            # As llama-server and Anthropic's API do.
+            continued = self._own["add_generation_prompt"] is None and last["role"] == "assistant"
+            continued = self._own["continue_final_message"] = continued and not last.get("tool_calls")
+        if continued:
+            where = f"messages[{len(messages) - 1}]"
             if last["role"] != "assistant" or last.get("tool_calls"):
                 raise InvalidArgumentError(
                     "continue_final_message needs a last message of role 'assistant' without tool_calls, not "
-                    f"messages[{len(messages) - 1}] of role {last['role']!r}"
+                    f"{where} of role {last['role']!r}"
+                )
+            if len(messages) > 1 and messages[-2]["role"] == "assistant":
+                raise InvalidArgumentError(
+                    f"{where}: two messages of the assistant end the chat, and only one can be continued: join them, "
+                    "or set continue_final_message to False for a new answer"
                 )
         return messages
 
@@ -203,9 +216,10 @@ class ChatRequest:
         kwargs = dict(own["chat_template_kwargs"] or {})
         # As a variable of the template it is the same switch.
         thinking = kwargs.get("enable_thinking", own["enable_thinking"])
-        schema = None if self._form is None else self._form.schema
+        # Completions hold their form with grammars of our own, and so do chats.
+        schema = None if self._form is None or self._form.schema is None else FORM_SCHEMA
         return self._templates.apply(
-            messages,
+            self._with_system_first(messages),
             tools=[tool.to_dict() for tool in tools],
             tool_choice=choice,
             parallel_tool_calls=self._parallel,
@@ -217,10 +231,28 @@ class ChatRequest:
             chat_template_kwargs=kwargs,
         )
 
+    def _with_system_first(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The messages; those of the system as one at the beginning where the template does not write all of them."""
+        roles: list[str] = []
+        for message in messages:
+            if message["role"] in SYSTEM_ROLES:
+                # A chat between them is an exchange, whatever is in it.
+                roles += ["assistant"] if roles and roles[-1] == "user" else []
+                roles.append(message["role"])
+            elif not roles or roles[-1] in SYSTEM_ROLES:
+                roles.append("user")
+        system = [message for message in messages if message["role"] in SYSTEM_ROLES]
+        alone = len(system) == 1 and messages[0] is system[0]
+        if not system or alone or self._store.tells_all(self._templates, tuple(roles)):
+            return messages
+        text = "\n\n".join(content_text(message) for message in system)
+        rest = [message for message in messages if message["role"] not in SYSTEM_ROLES]
+        return [{"role": system[0]["role"], "content": text}, *rest]
+
     def _apply(self) -> ChatPrompt:
         if self.tools and not self._knows_tools():
             if self._callable:
-                offered = [self._forced] if self._forced else self.tools
+                offered = self._allowed or self.tools
                 required = self.tool_choice == "required"
                 self._generic = GenericCalls(offered, required=required, parallel=self._parallel)
             return self._render(explained(self._messages, self.tools), [], "auto")
@@ -241,9 +273,9 @@ class ChatRequest:
 
     def _answer_prompt(self) -> ChatPrompt:
         """The prompt that tells how to read the answer, and what it may be."""
-        if self._forced is not None and self._generic is None and len(self.tools) > 1:
-            # All tools are in the prompt, as in the calls before, and one is allowed.
-            return self._render(self._messages, [self._forced], "required")
+        if self._allowed is not None and self._generic is None and len(self.tools) > len(self._allowed):
+            # All tools are in the prompt, as in the calls before, and some are allowed.
+            return self._render(self._messages, self._allowed, self.tool_choice)
         return self.prompt
 
     def _markers(self) -> tuple[str, ...]:
@@ -336,7 +368,8 @@ class ChatRequest:
             return self._generic.grammar, False
         if not reader.grammar:
             return (None if self._form is None else self._form.grammar), False
-        rules = _EMPTY_CALLS.sub(r"(\1 space)+", reader.grammar)
+        form = None if self._form is None else self._form.grammar
+        rules = answer_rules(reader, calls=self.tool_choice == "required", form=form)
         if not reader.grammar_lazy:
             return Grammar(rules), True
         patterns, tokens = [], []
@@ -354,9 +387,6 @@ class ChatRequest:
         ids: list[int] = self._llama.vocab.tokenize(text, add_special=False, parse_special=True).tolist()
         return ids
 
-
-# llama.cpp writes a repetition of nothing, though a lazy grammar begins with what has triggered it.
-_EMPTY_CALLS = re.compile(r"\(([\w-]+)\? space\)\+")
 
 # As common_sampler_init makes regular expressions of triggers.
 _PATTERNS: dict[str, Callable[[str], str]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyllm.core.chat import ChatTemplates
 from pyllm.core.model import Model
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, PyllmError
 
 Template = str | os.PathLike[str]
 
@@ -26,6 +26,7 @@ class TemplateStore:
         self.model = model
         self.default = None if default is None else _text(default)
         self._known: dict[str | None, ChatTemplates] = {}
+        self._tells_all: dict[tuple[ChatTemplates, tuple[str, ...]], bool] = {}
 
     def get(self, template: Template | None = None) -> ChatTemplates:
         """The template to use.
@@ -45,6 +46,23 @@ class TemplateStore:
             for old in list(self._known)[: 1 - _MOST_KNOWN]:
                 self._known.pop(old, None)
             self._known[text] = found
+        return found
+
+    def tells_all(self, templates: ChatTemplates, roles: tuple[str, ...]) -> bool:
+        """Whether a template writes the contents of messages with these roles: some refuse or drop a few of them."""
+        key = (templates, roles)
+        found = self._tells_all.get(key)
+        if found is None:
+            contents = [f"({i})" for i in range(len(roles))]
+            messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+            try:
+                prompt = templates.apply(messages).prompt
+            except PyllmError:
+                prompt = ""
+            found = all(text in prompt for text in contents)
+            for old in list(self._tells_all)[: 1 - _MOST_KNOWN]:
+                self._tells_all.pop(old, None)
+            self._tells_all[key] = found
         return found
 
 

@@ -15,7 +15,7 @@ from pyllm.chat.types import ToolCall
 from pyllm.errors import InvalidArgumentError
 from pyllm.types import Shaped
 
-_NAME = re.compile(r"[A-Za-z_][\w.-]{0,127}")
+_NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 CHOICES = ("auto", "none", "required")
 
 
@@ -121,12 +121,18 @@ def _made(tool: Any, where: str) -> Tool:
 
 
 def _from_dict(tool: Any, where: str) -> Tool:
+    kind = tool.get("type", "function") if isinstance(tool, Mapping) else "function"
+    if kind == "custom":
+        raise InvalidArgumentError(
+            f"{where}: the type of a tool must be 'function', not 'custom': describe it as a function with one "
+            "argument that is a text"
+        )
+    if kind != "function":
+        raise InvalidArgumentError(f"{where}: the type of a tool must be 'function', not {kind!r}")
     if not isinstance(tool, Mapping) or not isinstance(tool.get("function"), Mapping):
         raise InvalidArgumentError(
             f"{where} must be a Python function or {{'type': 'function', 'function': {{'name': …}}}}, not {tool!r}"
         )
-    if tool.get("type", "function") != "function":
-        raise InvalidArgumentError(f"{where}: the type of a tool must be 'function', not {tool['type']!r}")
     function = tool["function"]
     name, description = function.get("name"), function.get("description") or ""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -143,28 +149,51 @@ def _from_dict(tool: Any, where: str) -> Tool:
     return Tool(name, description, dict(parameters))
 
 
-def check_choice(choice: Any, tools: list[Tool]) -> tuple[str, Tool | None]:
-    """Which calls are allowed: ("auto" | "none" | "required", the one tool that must be called, or None).
+def check_choice(choice: Any, tools: list[Tool]) -> tuple[str, list[Tool] | None]:
+    """Which calls are allowed: ("auto" | "none" | "required", the tools that may be called, or None for all of them).
+
+    Args:
+        choice: A word; ``{"type": <word>}``; ``{"type": "function", "function": {"name": …}}``, or the same without the
+            inner object; ``{"type": "allowed_tools", "allowed_tools": {"mode": <word>, "tools": […]}}``, likewise.
+        tools: What is offered.
 
     Raises:
         InvalidArgumentError: The choice is unknown, or there is no such tool.
     """
+    if isinstance(choice, Mapping) and choice.get("type") in CHOICES:
+        choice = choice["type"]
     if choice is None:
         return "auto", None
     if isinstance(choice, str) and choice in CHOICES:
         if choice == "required" and not tools:
-            raise InvalidArgumentError("tool_choice is 'required', and there are no tools")
+            raise InvalidArgumentError("tool_choice must be 'auto' or 'none', not 'required': there are no tools")
         return choice, None
-    name = choice.get("function", {}).get("name") if isinstance(choice, Mapping) else None
-    if isinstance(choice, Mapping) and choice.get("type", "function") == "function" and isinstance(name, str):
-        for tool in tools:
-            if tool.name == name:
-                return "required", tool
-        known = ", ".join(tool.name for tool in tools) or "no tools"
-        raise InvalidArgumentError(f"tool_choice names {name!r}, which is not offered; there are {known}")
+    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)
+        mode, named = (allowed.get("mode"), allowed.get("tools")) if isinstance(allowed, Mapping) else (None, None)
+        if mode not in ("auto", "required") or not isinstance(named, Sequence) or isinstance(named, str) or not named:
+            raise InvalidArgumentError(
+                "tool_choice must have a mode, 'auto' or 'required', and a list of tools where its type is "
+                f"'allowed_tools', not {choice!r}"
+            )
+        return mode, [_named(one, tools) for one in named]
+    return "required", [_named(choice, tools)]
+
+
+def _named(choice: Any, tools: list[Tool]) -> Tool:
+    """The tool that a choice names, in the form of either of OpenAI's APIs."""
+    if isinstance(choice, Mapping) and choice.get("type", "function") == "function":
+        inner = choice.get("function", choice)
+        name = inner.get("name") if isinstance(inner, Mapping) else None
+        if isinstance(name, str):
+            for tool in tools:
+                if tool.name == name:
+                    return tool
+            known = ", ".join(tool.name for tool in tools) or "no tools"
+            raise InvalidArgumentError(f"tool_choice names {name!r}, which is not offered; there are {known}")
     raise InvalidArgumentError(
-        "tool_choice must be 'auto', 'none', 'required' or "
-        f"{{'type': 'function', 'function': {{'name': …}}}}, not {choice!r}"
+        "tool_choice must be 'auto', 'none', 'required', {'type': 'function', 'function': {'name': …}} or "
+        f"{{'type': 'allowed_tools', 'allowed_tools': {{'mode': …, 'tools': […]}}}}, not {choice!r}"
     )
 
 

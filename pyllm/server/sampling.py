@@ -104,9 +104,8 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
         bias |= dict.fromkeys(sizes.eog, -math.inf)
     if bias:
         result["logit_bias"] = bias
-    stops = fields.texts("stop", most=MOST_STOPS)
-    if any(not stop for stop in stops):
-        raise invalid("stop", "stop must be texts that are not empty")
+    # Forms of other programs send an empty field as an empty text.
+    stops = tuple(stop for stop in fields.texts("stop", most=MOST_STOPS) if stop)
     if stops:
         result["stop"] = stops
     if "n" in fields:

@@ -273,7 +273,9 @@ def test_functions_that_cannot_be_described(function, words):
     [
         ("paint", "tools must be a list"),
         ([3], r"tools\[0\] must be a Python function or"),
-        ([{"type": "web_search"}], r"tools\[0\] must be"),
+        ([{"type": "web_search"}], r"tools\[0\]: the type of a tool must be 'function', not 'web_search'"),
+        ([{"type": "custom", "custom": {"name": "f"}}], "not 'custom': describe it as a function with one argument"),
+        ([{"function": {"name": "x" * 129}}], r"tools\[0\].function.name must be letters"),
         ([{"type": "x", "function": {"name": "f"}}], "must be 'function', not 'x'"),
         ([{"type": "function", "function": {"name": "a b"}}], r"tools\[0\].function.name must be letters"),
         ([{"type": "function", "function": {"name": "f", "parameters": {"type": "array"}}}], "schema of an object"),
@@ -290,16 +292,34 @@ def test_wrong_tools(tools, words):
         as_tools(tools)
 
 
+@pytest.mark.parametrize("name", ["2fa_code", "-now", "12306__tickets", "a.b", "x" * 64])
+def test_names(name):
+    (tool,) = as_tools([{"type": "function", "function": {"name": name, "parameters": None}}])
+    assert tool.name == name
+
+
 def test_choices():
-    tools = as_tools([paint])
+    tools = as_tools([paint, {"function": {"name": "draw"}}])
     assert check_choice(None, []) == ("auto", None) == check_choice("auto", tools)
-    assert check_choice("required", tools) == ("required", None)
+    assert check_choice("required", tools) == ("required", None) == check_choice({"type": "required"}, tools)
     named = {"type": "function", "function": {"name": "paint"}}
-    assert check_choice(named, tools) == ("required", tools[0])
+    flat = {"type": "function", "name": "paint"}
+    assert check_choice(named, tools) == ("required", tools[:1]) == check_choice(flat, tools)
+    for mode in ("auto", "required"):
+        for inner in ({"mode": mode, "tools": [named]}, {"mode": mode, "tools": [flat]}):
+            assert check_choice({"type": "allowed_tools", "allowed_tools": inner}, tools) == (mode, tools[:1])
+            assert check_choice({"type": "allowed_tools", **inner}, tools) == (mode, tools[:1])
     for wrong, words in (
         ("any", "tool_choice must be 'auto'"),
+        (5, "tool_choice must be 'auto'"),
         ({"type": "function"}, "tool_choice must be 'auto'"),
-        ({"type": "function", "function": {"name": "x"}}, "'x', which is not offered; there are paint"),
+        ({"type": "function", "function": "x"}, "tool_choice must be 'auto'"),
+        ({"type": "web_search_preview"}, "tool_choice must be 'auto'.* not {'type': 'web_search_preview'}"),
+        ({"type": "function", "function": {"name": "x"}}, "'x', which is not offered; there are paint, draw"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": [{"name": "x"}]}, "'x', which is not offered"),
+        ({"type": "allowed_tools", "mode": "auto", "tools": []}, "a mode, 'auto' or 'required', and a list of tools"),
+        ({"type": "allowed_tools", "mode": "none", "tools": [flat]}, "a mode, 'auto' or 'required'"),
+        ({"type": "allowed_tools", "allowed_tools": 5}, "a mode, 'auto' or 'required'"),
     ):
         with pytest.raises(InvalidArgumentError, match=words):
             check_choice(wrong, tools)

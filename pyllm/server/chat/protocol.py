@@ -29,6 +29,7 @@ class ChatAsk:
         timings_per_token: Whether every piece of a stream has the timings.
         return_progress: Whether a stream says how far the prompt has been read.
         verbose: Whether an answer that is no stream says all that is known of it.
+        calls_functions: Whether calls are wanted in OpenAI's older form, as `function_call`.
 
     Raises:
         APIError: Something is wrong; the error names the parameter.
@@ -46,7 +47,9 @@ class ChatAsk:
         self.timings_per_token = fields.flag("timings_per_token")
         self.return_progress = fields.flag("return_progress")
         self.verbose = fields.flag("verbose")
-        arguments |= _tools(fields)
+        functions = _functions(fields)
+        self.calls_functions = bool(functions)
+        arguments |= functions or _tools(fields)
         arguments |= _thinking(fields)
         if fields.flag("logprobs"):
             arguments["logprobs"] = True
@@ -55,9 +58,13 @@ class ChatAsk:
                 arguments["top_logprobs"] = top
         elif fields.integer("top_logprobs", 0, MOST_LOGPROBS):
             raise invalid("top_logprobs", "top_logprobs has no effect without logprobs: true")
-        for name in ("continue_final_message", "add_generation_prompt"):
-            if name in fields:
-                arguments[name] = fields.flag(name)
+        if "add_generation_prompt" in fields:
+            arguments["add_generation_prompt"] = fields.flag("add_generation_prompt")
+        if "continue_final_message" in fields:
+            part = fields.get("continue_final_message")
+            arguments["continue_final_message"] = (
+                part if part in ("content", "reasoning") else fields.flag("continue_final_message")
+            )
         self.arguments = with_defaults(arguments, settings)
 
 
@@ -66,25 +73,36 @@ def _tools(fields: Fields) -> dict[str, Any]:
     tools = fields.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise fields.wrong("tools", "a list of tools")
+    for i, tool in enumerate(tools or ()):
+        if not isinstance(tool, dict):
+            raise invalid(f"tools[{i}]", f"tools[{i}] must be an object with type and function")
     if tools:
-        for i, tool in enumerate(tools):
-            if not isinstance(tool, dict):
-                raise invalid(f"tools[{i}]", f"tools[{i}] must be an object with type and function")
         result["tools"] = tools
-    choice = fields.get("tool_choice")
-    if choice is not None:
-        if not isinstance(choice, (str, dict)):
-            raise fields.wrong("tool_choice", "'auto', 'none', 'required', or an object that names a function")
-        if isinstance(choice, dict):
-            fields.object("tool_choice").object("function").need("name")
-        if tools:
-            result["tool_choice"] = choice
-        elif choice not in ("auto", "none"):
-            # The others say nothing without tools; clients send them all the same.
-            raise invalid("tool_choice", f"tool_choice is {choice!r}, and there are no tools")
+    if "tool_choice" in fields:
+        result["tool_choice"] = fields.get("tool_choice")
     if "parallel_tool_calls" in fields and tools:
         result["parallel_tool_calls"] = fields.flag("parallel_tool_calls")
     return result
+
+
+def _functions(fields: Fields) -> dict[str, Any]:
+    """What `functions` and `function_call` stand for, which OpenAI has replaced by tools."""
+    functions = fields.get("functions")
+    choice = fields.get("function_call")
+    if not functions and choice in (None, "auto", "none"):
+        return {}
+    for older, newer in (("functions", "tools"), ("function_call", "tool_choice")):
+        if newer in fields:
+            raise invalid(older, f"{older} is the older form of {newer}: leave out one of them")
+    if not isinstance(functions, list) or not all(isinstance(one, dict) for one in functions):
+        raise fields.wrong("functions", "a list of functions")
+    if isinstance(choice, dict):
+        choice = {"type": "function", "function": choice}
+    elif choice not in (None, "auto", "none"):
+        raise fields.wrong("function_call", "'auto', 'none' or an object with the name of a function")
+    tools = [{"type": "function", "function": one} for one in functions]
+    # Such an answer has room for one call.
+    return {"tools": tools, "tool_choice": choice, "parallel_tool_calls": False}
 
 
 def _thinking(fields: Fields) -> dict[str, Any]:

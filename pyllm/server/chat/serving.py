@@ -34,6 +34,9 @@ async def serve(request: Request, state: ServerState, ask: ChatAsk) -> Response:
     (completion,) = await generation.finish()
     note(request, **generation.report())
     answer = (await asyncio.to_thread(reading.completion, completion)).to_dict()
+    if ask.calls_functions:
+        for choice in answer["choices"]:
+            _with_function_call(choice, choice["message"])
     more = {"model": state.alias, "system_fingerprint": build_info(), "timings": generation.timings()}
     return json_response(answer | more | verbose(state, generation.jobs[0], completion, wanted=ask.verbose))
 
@@ -96,6 +99,8 @@ async def _events(
                 last = read.to_dict()
                 last.pop("usage", None)
                 (choice,) = last["choices"]
+                if ask.calls_functions:
+                    _with_function_call(choice, choice["delta"])
                 if "role" in choice["delta"]:
                     # Who speaks comes before what is said.
                     delta = {"role": choice["delta"].pop("role"), "content": None}
@@ -119,6 +124,15 @@ async def _events(
         yield DONE
     finally:
         note(request, **generation.report())
+
+
+def _with_function_call(choice: dict[str, Any], message: dict[str, Any]) -> None:
+    """Put a call where OpenAI had it before there were tools."""
+    calls = message.pop("tool_calls", None)
+    if calls:
+        message["function_call"] = calls[0]["function"]
+    if choice["finish_reason"] == "tool_calls":
+        choice["finish_reason"] = "function_call"
 
 
 def _bare(choice: dict[str, Any], delta: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pyllm.engine.engine import Prompt
@@ -88,9 +89,17 @@ def stream_options(fields: Fields) -> tuple[bool, bool]:
     return stream, options.flag("include_usage")
 
 
+# What vLLM's structured_outputs holds, by what it is here; the older fields are called guided_json and so on.
+_GUIDED = {"json": "json_schema", "regex": "regex", "choice": "choices", "grammar": "grammar", "json_object": ""}
+# What would change the text there and is not done here.
+_NOT_GUIDED = ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties")
+
+GUIDED_FIELDS = ("structured_outputs", *(f"guided_{name}" for name in (*_GUIDED, *_NOT_GUIDED)))
+
+
 def form_arguments(fields: Fields) -> dict[str, Any]:
-    """The form that a text must have: response_format, json_schema or grammar."""
-    result: dict[str, Any] = {}
+    """The form that a text must have: response_format, json_schema or grammar, or vLLM's fields for one."""
+    found: list[tuple[str, str, Any]] = []  # the field, the argument of a completion, its value
     if "response_format" in fields:
         form = fields.object("response_format")
         form.need("type")
@@ -102,18 +111,52 @@ def form_arguments(fields: Fields) -> dict[str, Any]:
             form.object("json_schema").need("schema")
         elif form.text("type") == "json_object" and form.values.get("schema"):
             form = Fields({"type": "json_schema", "json_schema": {"schema": form.get("schema")}})
-        result["response_format"] = form.values
+        if form.text("type") != "text":
+            found.append(("response_format", "response_format", form.values))
     if "json_schema" in fields:
-        schema = fields.get("json_schema")
-        if not isinstance(schema, (dict, bool)):
-            raise fields.wrong("json_schema", "a JSON schema")
-        result["json_schema"] = schema
+        found.append(("json_schema", "json_schema", _schema(fields, "json_schema")))
     if fields.text("grammar"):
-        result["grammar"] = fields.text("grammar")
-    if len(result) > 1:
-        first, second = list(result)[:2]
+        found.append(("grammar", "grammar", fields.text("grammar")))
+    inner = fields.object("structured_outputs")
+    for prefix, source in (("guided_", fields), ("", inner)):
+        for name in _NOT_GUIDED:
+            if source.get(prefix + name):
+                name = f"{source.where}{prefix}{name}"
+                raise invalid(name, f"{name} cannot be used here: leave it out")
+        for name, ours in _GUIDED.items():
+            if prefix + name in source:
+                found += _guided(source, prefix + name, ours)
+    if len(found) > 1:
+        (first, *_), (second, *_) = found[:2]
         raise invalid(second, f"a text can have one form: leave out {first} or {second}")
-    return result
+    return {name: value for _, name, value in found}
+
+
+def _guided(fields: Fields, name: str, ours: str) -> list[tuple[str, str, Any]]:
+    value = fields.get(name)
+    if not ours:
+        return [(fields.where + name, "response_format", {"type": "json_object"})] if fields.flag(name) else []
+    if ours == "json_schema":
+        value = _schema(fields, name)
+    elif ours == "choices":
+        if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+            raise fields.wrong(name, "a list of texts that is not empty")
+    elif not fields.text(name):
+        raise fields.wrong(name, "text that is not empty")
+    return [(fields.where + name, ours, value)]
+
+
+def _schema(fields: Fields, name: str) -> Any:
+    """A JSON schema; vLLM's clients may send it as text."""
+    value = fields.get(name)
+    if isinstance(value, str) and name != "json_schema":
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            pass
+    if not isinstance(value, (dict, bool)):
+        raise fields.wrong(name, "a JSON schema")
+    return value
 
 
 def _prompts(fields: Fields) -> list[Prompt]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+from pyllm.chat.messages import left_out
 from pyllm.server.chat.defaults import with_defaults
+from pyllm.server.completions.protocol import GUIDED_FIELDS, form_arguments
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields
 from pyllm.server.sampling import MOST_STOPS, Sizes, apart, sampling_arguments
@@ -14,6 +17,8 @@ from pyllm.server.settings import Settings
 # A line that changes with every request of some clients: no prompt would begin like another one.
 _BILLING = "x-anthropic-billing-header"
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+# What Anthropic's own servers did or thought: the texts behind it have what came of it.
+_SKIPPED = re.compile(r"redacted_thinking|server_tool_use|mcp_tool_use|\w+_tool_result|container_upload|compaction")
 
 
 class MessageAsk:
@@ -41,9 +46,7 @@ class MessageAsk:
             fields.need("max_tokens")
             fields.integer("max_tokens", 1)
         self.messages = _system(fields) + _messages(fields)
-        self.stops = fields.texts("stop_sequences", most=MOST_STOPS)
-        if any(not stop for stop in self.stops):
-            raise invalid("stop_sequences", "stop_sequences must be texts that are not empty")
+        self.stops = tuple(stop for stop in fields.texts("stop_sequences", most=MOST_STOPS) if stop)
         names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "id_slot", "lora")
         known = {name: body.get(name) for name in names}
         self.arguments = sampling_arguments(Fields(known), settings, sizes)
@@ -51,10 +54,23 @@ class MessageAsk:
         if self.stops:
             self.arguments["stop"] = self.stops
         self.arguments |= _tools(fields)
+        self.arguments |= form_arguments(Fields({name: body.get(name) for name in GUIDED_FIELDS} | _form(fields)))
         if fields.object("thinking").text("type") == "disabled":
             self.arguments["enable_thinking"] = False
         self.arguments = with_defaults(self.arguments, settings)
         self.stream = fields.flag("stream")
+
+
+def _form(fields: Fields) -> dict[str, Any]:
+    """The form of the answer, in OpenAI's shape."""
+    config = fields.object("output_config")
+    form = config.object("format") if "format" in config else fields.object("output_format")
+    if not form.values:
+        return {}
+    if form.need("type") != "json_schema":
+        raise form.wrong("type", "'json_schema'")
+    schema = {"name": "answer", "schema": form.need("schema"), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}
 
 
 def _system(fields: Fields) -> list[dict[str, Any]]:
@@ -96,7 +112,8 @@ def _user(blocks: list[tuple[str, dict[str, Any]]], role: str) -> list[dict[str,
             continue
         content = block.get("content") or ""
         if not isinstance(content, str):
-            content = "\n".join(_text(one, f"{where}.content[{i}]") for i, one in _blocks(content, f"{where}.content"))
+            inner = f"{where}.content"
+            content = "\n".join(_text(one, f"{inner}[{i}]", of_tool=True) for i, one in _blocks(content, inner))
         name = Fields(block, f"{where}.").text("tool_use_id") or ""
         results.append({"role": "tool", "tool_call_id": name, "content": content})
     return results + ([{"role": role, "content": "\n".join(texts)}] if texts or not results else [])
@@ -113,7 +130,7 @@ def _assistant(blocks: list[tuple[str, dict[str, Any]]], role: str) -> list[dict
             arguments = json.dumps(fields.object("input").values, ensure_ascii=False)
             function = {"name": fields.need("name"), "arguments": arguments}
             calls.append({"id": fields.text("id") or "", "type": "function", "function": function})
-        elif kind != "redacted_thinking":
+        elif not isinstance(kind, str) or not _SKIPPED.fullmatch(kind):
             texts.append(_text(block, where))
     message: dict[str, Any] = {"role": role, "content": "".join(texts)}
     if thoughts:
@@ -163,8 +180,21 @@ def _blocks(content: Any, where: str) -> list[tuple[int, dict[str, Any]]]:
     return list(enumerate(content))
 
 
-def _text(block: dict[str, Any], where: str) -> str:
-    if block.get("type") != "text" or not isinstance(block.get("text"), str):
-        raise invalid(where, f"{where} must be a block of type 'text', not {str(block.get('type'))[:40]!r}: text only")
-    text: str = block["text"]
-    return text
+def _text(block: dict[str, Any], where: str, *, of_tool: bool = False) -> str:
+    """What a block says: a text, or a document or the result of a search that consists of texts."""
+    kind = block.get("type")
+    if kind == "text" and isinstance(block.get("text"), str):
+        return str(block["text"])
+    source = block.get("source")
+    body: Any = None
+    if kind == "search_result":
+        body = block.get("content")
+    elif kind == "document" and isinstance(source, dict) and source.get("type") in ("text", "content"):
+        body = source.get("data") if source["type"] == "text" else source.get("content")
+    if isinstance(body, (str, list)):
+        heads = [block.get(name) for name in ("title", "source", "context")]
+        texts = [body] if isinstance(body, str) else [_text(one, where) for _, one in _blocks(body, where)]
+        return "\n".join([*(head for head in heads if isinstance(head, str) and head), *texts])
+    if of_tool and isinstance(kind, str) and kind != "text":
+        return left_out(kind)
+    raise invalid(where, f"{where} must be a block of type 'text', not {str(kind)[:40]!r}: text only")

@@ -115,8 +115,6 @@ class NativeAsk:
 
 def _arguments(body: dict[str, Any], fields: Fields, settings: Settings, sizes: Sizes, vocab: Vocab) -> dict[str, Any]:
     own = {name: value for name, value in body.items() if name not in ("logit_bias", "n")}
-    if isinstance(body.get("stop"), list):
-        own["stop"] = [stop for stop in body["stop"] if stop != ""]
     if isinstance(body.get("samplers"), str):
         own["samplers"] = _samplers(body["samplers"])
     if body.get("json_schema") == {}:

@@ -39,7 +39,7 @@ async def serve(request: Request, state: ServerState, ask: ResponseAsk) -> Respo
     for delta in _whole(choice):
         for _ in answer.add(delta):
             pass
-    for _ in answer.close():
+    for _ in answer.close(choice.finish_reason):
         pass
     return json_response(answer.response(choice.finish_reason, completion.usage))
 
@@ -65,9 +65,9 @@ async def _events(
                 for one in answer.add(read.delta):
                     yield one
                 if read.completion is not None:
-                    for one in answer.close():
-                        yield one
                     reason = read.finish_reason
+                    for one in answer.close(reason):
+                        yield one
                     name = "response.incomplete" if reason == "length" else "response.completed"
                     whole = answer.response(reason, read.completion.usage)
                     yield answer.event(name, response=whole, timings=generation.timings())
@@ -143,18 +143,20 @@ class _Answer:
         for call in delta.tool_calls:
             if call.id is not None:
                 item = {"type": "function_call", "call_id": call.id, "name": call.name, "arguments": ""}
+                if call.name in self.ask.namespaces:
+                    item["namespace"], item["name"] = self.ask.namespaces[call.name]
                 yield from self._begin(f"call {call.index}", item, None)
             if call.arguments:
                 yield self._more("response.function_call_arguments.delta", call.arguments)
 
-    def close(self) -> Iterator[bytes]:
-        """End the item that is open."""
+    def close(self, reason: str | None = None) -> Iterator[bytes]:
+        """End the item that is open; the last one for a reason."""
         if self._open is None:
             return
-        item, index = self.output[-1], len(self.output) - 1
+        item, index, cut = self.output[-1], len(self.output) - 1, reason == "length"
         at = {"item_id": item["id"], "output_index": index}
         if item["type"] == "function_call":
-            item["arguments"] = self._text or "{}"
+            item["arguments"] = self._text or ("" if cut else "{}")
             name = "response.function_call_arguments.done"
             yield self.event(name, **at, name=item["name"], arguments=item["arguments"])
         else:
@@ -165,7 +167,7 @@ class _Answer:
             else:
                 yield self.event("response.reasoning_text.done", **at, content_index=0, text=self._text)
             yield self.event("response.content_part.done", **at, content_index=0, part=part)
-        item["status"] = "completed"
+        item["status"] = "incomplete" if cut else "completed"
         yield self.event("response.output_item.done", output_index=index, item=item)
         self._open, self._text = None, ""
 

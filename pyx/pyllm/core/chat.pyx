@@ -356,6 +356,11 @@ cdef class ChatPrompt:
         return _FORMATS[self.c.params.format]
 
     @property
+    def parser(self):
+        """llama.cpp's parser of the answer, as JSON (str): from it the rules of :attr:`grammar` are made."""
+        return _text(self.c.params.parser)
+
+    @property
     def generation_prompt(self):
         """The end of the prompt that already belongs to the answer (str)."""
         return _text(self.c.params.generation_prompt)

@@ -35,6 +35,7 @@ cdef extern from "chat.h" nogil:
         string grammar
         bool grammar_lazy
         string generation_prompt
+        string parser
         bool supports_thinking
         string thinking_start_tag
         vector[string] thinking_end_tags
