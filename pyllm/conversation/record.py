@@ -122,6 +122,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
 def answer_of(completion: ChatCompletion) -> dict[str, Any]:
     """What an answer is remembered as: its message; or its text, where the call of a tool was cut off in it."""
     try:
+        for call in completion.tool_calls:
+            _ = call.arguments
         return plain(completion.message.to_dict())[0]
     except InvalidArgumentError:
         return {"role": "assistant", "content": completion.choices[0].raw}

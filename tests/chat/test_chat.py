@@ -242,6 +242,55 @@ class TestTemplates:
         assert llm.create_chat_completion(user(), logits_processor=says("fine")).text == "fine"
 
 
+STRICT = """{%- for m in messages %}{%- if m.role == 'system' and not loop.first %}
+{{- raise_exception('the system message must come first') }}{% endif %}[{{ m.role }}]{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+# It tells what the first message of the system says, and nothing of others.
+DEAF = """{%- if messages[0].role == 'system' %}[system]{{ messages[0].content }}
+{% endif %}{%- for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+OPEN = """{%- for m in messages %}[{{ m.role }}]{{ m.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+
+
+class TestSystemMessages:
+    """What templates that take one at the beginning do with several."""
+
+    def prompt(self, llm, messages, template, **arguments):
+        from pyllm.chat.request import ChatRequest
+
+        return ChatRequest(llm, messages, {"chat_template": template, **arguments}).prompt.prompt
+
+    @pytest.mark.parametrize("template", [STRICT, DEAF], ids=["refuses", "drops"])
+    @pytest.mark.parametrize("second", ["system", "developer"])
+    def test_they_are_joined(self, llm, template, second):
+        brief, kind = {"role": "system", "content": "Be brief."}, {"role": second, "content": "Be kind."}
+        expected = "[system]Be brief.\n\nBe kind.\n[user]Hello\n[assistant]"
+        assert self.prompt(llm, [brief, kind, *user()], template) == expected
+        parts = {"role": second, "content": [{"type": "text", "text": "Be kind."}]}
+        assert self.prompt(llm, [brief, parts, *user()], template) == expected
+        assert self.prompt(llm, [brief, *user(), kind], template) == expected
+        assert self.prompt(llm, [*user(), kind], template) == "[system]Be kind.\n[user]Hello\n[assistant]"
+        told = self.prompt(llm, [brief, *user("Hi"), Message("assistant", "Yes?"), kind, *user()], template)
+        assert told == ("[system]Be brief.\n\nBe kind.\n[user]Hi\n[assistant]Yes?\n[user]Hello\n[assistant]")
+
+    def test_they_stay_where_the_template_takes_them(self, llm):
+        messages = [
+            *TALK[:1],
+            {"role": "developer", "content": "Purr."},
+            *TALK[1:],
+            {"role": "system", "content": "Now."},
+        ]
+        told = self.prompt(llm, messages, OPEN)
+        assert told.startswith("[system]You are a cat.\n[system]Purr.\n[user]") and "[system]Now.\n" in told
+
+    def test_tools_are_explained_beside_them(self, llm):
+        tool = {"type": "function", "function": {"name": "look"}}
+        told = self.prompt(llm, [*TALK[:1], {"role": "system", "content": "Purr."}, *user()], STRICT, tools=[tool])
+        system = told.partition("[user]")[0]
+        assert "You are a cat." in system and "Purr." in system and "look" in system
+
+
 class TestBeginnings:
     def test_a_message_goes_on(self, llm, says):
         messages = [*user(), {"role": "assistant", "content": "Once upon"}]
@@ -257,6 +306,31 @@ class TestBeginnings:
         assert completion.text == "Once upon a time"
         chunks = list(llm.stream_chat(user(), response_prefix="Once upon", logits_processor=says(" a time")))
         assert joined(chunks)["content"] == "Once upon a time"
+
+    def test_a_last_message_of_the_assistant_goes_on(self, llm, says):
+        """As llama-server and Anthropic's API have it, without a word about it."""
+        messages = [*user(), {"role": "assistant", "content": "Once upon"}]
+        for some in (messages, [*TALK, *messages]):
+            implied = llm.create_chat_completion(some, logits_processor=says(" a time"))
+            said = llm.create_chat_completion(some, continue_final_message=True, logits_processor=says(" a time"))
+            assert implied.text == " a time" and implied.usage.prompt_tokens == said.usage.prompt_tokens
+        for apart in ({"continue_final_message": False}, {"add_generation_prompt": True}):
+            answer = llm.create_chat_completion(messages, max_tokens=1, **apart)
+            assert answer.usage.prompt_tokens > len(
+                llm.tokenize("<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\nOnce upon<|im_end|>\n")
+            )
+        # Calls cannot go on: their results, or a new answer, come behind them.
+        call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        called = [*user(), {"role": "assistant", "content": None, "tool_calls": [call]}]
+        assert llm.create_chat_completion(called, logits_processor=says("Yes.")).text == "Yes."
+
+    def test_two_messages_of_the_assistant_do_not_go_on(self, llm, says):
+        two = [*user(), Message("assistant", "x"), Message("assistant", "y")]
+        for arguments in ({}, {"continue_final_message": True}):
+            with pytest.raises(errors.InvalidArgumentError, match=r"messages\[2\]: two messages of the assistant end"):
+                llm.create_chat_completion(two, **arguments)
+        answer = llm.create_chat_completion(two, continue_final_message=False, logits_processor=says("z"))
+        assert answer.text == "z"
 
     def test_what_cannot_go_on(self, llm):
         with pytest.raises(errors.InvalidArgumentError, match=r"needs a last message of role 'assistant'.*'user'"):

@@ -102,7 +102,10 @@ def test_errors(claude, server, engine) -> None:
         {"messages": HELLO, "tools": [5]},
         {"messages": HELLO, "tools": [{"name": 5}]},
         {"messages": HELLO, "system": [5]},
-        {"messages": HELLO, "stop_sequences": [""]},
+        {"messages": HELLO, "stop_sequences": [5]},
+        {"messages": HELLO, "output_config": {"format": {"type": "xml"}}},
+        {"messages": HELLO, "output_format": {"type": "json_schema"}},
+        {"messages": [*HELLO, {"role": "assistant", "content": "a"}, {"role": "assistant", "content": "b"}]},
     ):
         response = server.post("/v1/messages", {"max_tokens": 2, **wrong})
         assert response.status_code == 400, response.text
