@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pyllm.errors import InsufficientMemoryError
 from pyllm.server.errors import APIError
-from pyllm.server.models.loader import ModelSpec, Served
+from pyllm.server.models.loader import ModelSpec, Served, Survey
 from pyllm.server.state import ServerState
 
 
@@ -14,6 +14,8 @@ class Entry:
     Attributes:
         spec: What it is.
         n_bytes: What it takes in memory, estimated.
+        generates: Whether it can be asked for texts.
+        embeds: Whether it can be asked for vectors.
         status: "unloaded", "loading", "loaded" or "unloading".
         progress: How much of it is loaded, from 0 to 1.
         state: What its requests share, while it is loaded.
@@ -23,9 +25,10 @@ class Entry:
         n_loads: How often it was loaded.
     """
 
-    def __init__(self, spec: ModelSpec, n_bytes: int) -> None:
+    def __init__(self, spec: ModelSpec, survey: Survey) -> None:
         self.spec = spec
-        self.n_bytes = n_bytes
+        self.n_bytes = survey.n_bytes
+        self.generates, self.embeds = survey.generates, survey.embeds
         self.status = "unloaded"
         self.progress = 0.0
         self.state: ServerState | None = None

@@ -92,7 +92,27 @@ def serve_model(spec: ModelSpec) -> Served:
 
 
 def estimate(spec: ModelSpec) -> int:
-    """Bytes that a model will take, wherever they lie: weights, context, and what it keeps on the host.
+    """Bytes that a model will take, as :func:`survey` finds them."""
+    return survey(spec).n_bytes
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a model before it is loaded.
+
+    Attributes:
+        n_bytes: Bytes that it will take, wherever they lie: weights, context, and what it keeps on the host.
+        generates: Whether it can be asked for texts.
+        embeds: Whether it can be asked for vectors.
+    """
+
+    n_bytes: int
+    generates: bool
+    embeds: bool
+
+
+def survey(spec: ModelSpec) -> Survey:
+    """Find out about a model.
 
     No weights are read. What is made only for some requests, such as contexts for vectors beside texts, is not counted.
 
@@ -101,7 +121,7 @@ def estimate(spec: ModelSpec) -> int:
     """
     of_model, rest = spec.split()
     with Probe(spec.path, **of_model) as probe:
-        generates, _ = products(probe.model, spec.embeddings or None)
+        generates, embeds = products(probe.model, spec.embeddings or None)
         if generates:
             n_parallel = spec.engine.get("n_parallel", _N_PARALLEL)
             n_batch = rest.pop("n_batch", None) or _N_BATCH
@@ -111,4 +131,5 @@ def estimate(spec: ModelSpec) -> int:
             params = ContextParams(**rest)
             n_ctx = params.n_ctx or probe.model.n_ctx_train
         others = {name: value for name, value in given(params).items() if name != "n_ctx"}
-        return probe.measure(n_ctx, **others).total + (spec.engine.get("host_cache_bytes") or 0)
+        n_bytes = probe.measure(n_ctx, **others).total + (spec.engine.get("host_cache_bytes") or 0)
+        return Survey(n_bytes, generates, embeds)

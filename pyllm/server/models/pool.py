@@ -18,7 +18,7 @@ from pyllm.host_memory import host_memory
 from pyllm.memory import used_devices
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.models.entry import Entry, load_error, size_text
-from pyllm.server.models.loader import ModelSpec, estimate, serve_model
+from pyllm.server.models.loader import ModelSpec, serve_model, survey
 from pyllm.server.models.metrics import ModelsMetrics
 from pyllm.server.models.registry import Resident, Room, make_room
 from pyllm.server.settings import Settings
@@ -119,7 +119,7 @@ class Models:
         self.room = Room(_free_bytes(specs) if n_bytes is None else n_bytes, n_models)
         self.autoload, self.timeout, self.patience = autoload, timeout, patience
         self.created = int(time.time())
-        self.entries = {spec.name: Entry(spec, estimate(spec)) for spec in map(_counted, specs)}
+        self.entries = {spec.name: Entry(spec, survey(spec)) for spec in map(_counted, specs)}
         self._check_sizes()
         self.metrics = ModelsMetrics(self)
         self._waiting: list[_Waiter] = []

@@ -54,7 +54,7 @@ def _models(request: Request) -> dict[str, dict[str, Any]]:
     """All models, by name."""
     state: ServerState | Models = request.app.state.pyllm
     if isinstance(state, ServerState):
-        return {state.alias: _model(state.alias, state, state.created)}
+        return {state.alias: _model(state.alias, state, state.created) | _capabilities(state)}
     return {name: _entry(entry, state.created) for name, entry in state.entries.items()}
 
 
@@ -65,7 +65,13 @@ def _entry(entry: Entry, created: int) -> dict[str, Any]:
     if entry.error is not None:
         status["failed"] = True
     loaded = entry.state if entry.status == "loaded" else None
-    return _model(entry.name, loaded, created) | {"status": status, "memory": entry.n_bytes}
+    return _model(entry.name, loaded, created) | {"status": status, "memory": entry.n_bytes} | _capabilities(entry)
+
+
+def _capabilities(served: ServerState | Entry) -> dict[str, Any]:
+    """What can be asked of a model, loaded or not, in the words of llama-server and Ollama."""
+    offered = {"completion": served.generates, "embedding": served.embeds}
+    return {"capabilities": [name for name, there in offered.items() if there]}
 
 
 def _model(name: str, state: ServerState | None, created: int) -> dict[str, Any]:

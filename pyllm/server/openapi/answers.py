@@ -209,7 +209,15 @@ _SELECTED: Schema = {"type": "object", "properties": NATIVE["properties"]}
 NATIVE_ANY: Schema = {"anyOf": [_SELECTED, {"type": "array", "items": _SELECTED}]}
 SUCCESS = answer({"success": BOOLEAN})
 
-MODEL = answer({"id": STRING, "object": {"const": "model"}, "created": INTEGER, "owned_by": STRING})
+MODEL = answer(
+    {
+        "id": STRING,
+        "object": {"const": "model"},
+        "created": INTEGER,
+        "owned_by": STRING,
+        "capabilities": {"type": "array", "items": {"enum": ["completion", "embedding"]}},
+    }
+)
 MODELS = answer({"object": {"const": "list"}, "data": {"type": "array", "items": refer("Model")}})
 
 _PIECE = answer({"id": INTEGER, "piece": {"anyOf": [STRING, {"type": "array", "items": INTEGER}]}})
