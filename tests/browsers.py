@@ -75,6 +75,18 @@ class Tab:
         self.until("n => document.querySelectorAll('.message.assistant').length > n", count)
         return self.answered()
 
+    def chosen(self, title: str, item: str) -> None:
+        """Choose something from the menu of a conversation in the list."""
+        menu = self.page.get_by_role("button", name=f"More about {title}", exact=True)
+        self.page.locator("#conversations li").filter(has=menu).hover()
+        menu.click()
+        self.page.get_by_role("menuitem", name=item).click()
+
+    @property
+    def bodies(self) -> list[str]:
+        """The texts of the messages that are shown."""
+        return self.page.locator(".message .body").all_inner_texts()
+
     # ---- the inspector
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from pyllm.server.page.files import FILES, File
 
 FOLDER = Path(__file__).resolve().parents[2]
 NAMES = [file.name for file in FILES]
-SCRIPTS = [file for file in FILES if file.name.endswith(".js")]
+OWN = [file for file in FILES if not file.name.startswith("vendor/")]
+SCRIPTS = [file for file in OWN if file.name.endswith(".js")]
+VENDOR = FOLDER / "pyllm/server/page/vendor"
+PACKAGES = tomllib.loads((VENDOR / "VENDOR.toml").read_text(encoding="utf-8"))["package"]
 
 
 def text(file: File) -> str:
@@ -28,7 +32,9 @@ def test_all_that_the_page_names_is_there(server: Served) -> None:
     html = server.get("/").text
     named = set(re.findall(r'(?:href|src)="ui/([^"]+)"', html))
     for script in SCRIPTS:
-        named |= set(re.findall(r'from "\./([^"]+)"', text(script)))
+        named |= set(re.findall(r'(?:from |import |import\(|URL\()"\./([^"]+)"', text(script)))
+    fonts = next(text(file) for file in FILES if file.name.endswith("katex.min.css"))
+    named |= {f"vendor/katex/{name}" for name in re.findall(r"url\(([^)]+\.woff2)\)", fonts)}
     assert named == set(NAMES) - {"index.html"}
     for name in named:
         assert server.get(f"/ui/{name}").status_code == 200
@@ -37,10 +43,11 @@ def test_all_that_the_page_names_is_there(server: Served) -> None:
 @pytest.mark.parametrize("file", FILES, ids=NAMES)
 def test_headers(server: Served, file: File) -> None:
     response = server.get(file.path)
-    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+    kind = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "woff2": "font/"}
     assert response.headers["content-type"].startswith(kind[file.name.rpartition(".")[2]])
     policy = response.headers["content-security-policy"]
     assert "default-src 'self'" in policy and "frame-ancestors 'none'" in policy
+    assert "require-trusted-types-for 'script'; trusted-types dompurify" in policy
     assert not re.search(r"unsafe|\*|data:|https?:", policy)
     assert response.headers["x-content-type-options"] == "nosniff"
     assert response.headers["referrer-policy"] == "no-referrer"
@@ -66,7 +73,7 @@ def test_nothing_else_can_be_read(server: Served, path: str) -> None:
     assert server.get(path).status_code == 404
 
 
-@pytest.mark.parametrize("file", FILES, ids=NAMES)
+@pytest.mark.parametrize("file", OWN, ids=[file.name for file in OWN])
 def test_no_other_host_is_named(file: File) -> None:
     """Whatever a browser could load lies here. The name of SVG's dialect is no address that anything asks."""
     content = text(file).replace('xmlns="http://www.w3.org/2000/svg"', "")
@@ -113,12 +120,31 @@ def test_the_flag(serve: Callable[..., Any], tiny_models: Any) -> None:
 
 
 def test_the_package_has_its_files() -> None:
-    data = tomllib.loads((FOLDER / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    patterns = data["pyllm.server.page"]
+    project = tomllib.loads((FOLDER / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["pyllm.server.page"]
     manifest = (FOLDER / "MANIFEST.in").read_text()
     (line,) = re.findall(r"^recursive-include pyllm/server/page (.*)$", manifest, re.MULTILINE)
+    assert "graft pyllm/server/page/vendor\n" in manifest
     for name in NAMES:
         assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        assert any(fnmatch.fnmatch(name, pattern) for pattern in line.split())
+        assert any(fnmatch.fnmatch(name, pattern) for pattern in line.split()) or name.startswith("vendor/")
     folder = FOLDER / "pyllm/server/page"
-    assert {path.name for path in folder.iterdir() if path.suffix not in (".py", "")} == set(NAMES)
+    assert {path.name for path in folder.iterdir() if path.suffix not in (".py", "")} == {file.name for file in OWN}
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=[package["name"] for package in PACKAGES])
+def test_what_others_wrote_is_as_they_published_it(package: dict[str, Any]) -> None:
+    assert re.fullmatch(r"[0-9a-f]{64}", package["sha256"])
+    assert package["version"] and package["source"].startswith("https://")
+    for file in package["files"]:
+        assert hashlib.sha256((VENDOR / file["path"]).read_bytes()).hexdigest() == file["sha256"], file["path"]
+    licence = (VENDOR / package["files"][0]["path"].partition("/")[0] / "LICENSE").read_text(encoding="utf-8")
+    words = {"MIT": "Permission is hereby granted", "Apache-2.0": "Apache License", "BSD-3-Clause": "Redistribution"}
+    assert words[package["licence"]] in licence
+
+
+def test_nothing_of_others_is_there_that_is_not_named() -> None:
+    named = {file["path"] for package in PACKAGES for file in package["files"]}
+    assert {str(path.relative_to(VENDOR)) for path in VENDOR.rglob("*") if path.is_file()} == named | {"VENDOR.toml"}
+    folders = {path.parent.name for path in VENDOR.glob("*/LICENSE")}
+    assert folders == {path.name for path in VENDOR.iterdir() if path.is_dir()}

@@ -125,16 +125,50 @@ CONTRAST = """() => {
 }"""
 
 
+ANSWER = """# the cat
+
+`sat` and > the [x](https://example.org), $x^2$ and $\\wrong$
+
+```python
+@decorated(1.5)
+class Cat(Animal):
+    "Sits."
+    def sit(self, *args: int) -> None:  # here
+        return len(args) + 1
+```
+
+```html
+<b class="x">text</b> <!-- so -->
+```
+
+```diff
+- before
++ after
+```"""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read(other, server: Served, engine: Prompted, scheme: str) -> None:
     """The contrast that WCAG 2 asks for, 4.5, of every text that is shown, tokens of all colours among them."""
     # Without motion no colour is on its way to another one.
     with other(server, color_scheme=scheme, reduced_motion="reduce") as web:
         web.open()
-        engine.says("# the cat\n\n`sat` and > the [x](y)\n\n```c\nint\n```")
+        engine.says(ANSWER)
+        web.page.locator("#attach-file").set_input_files([{"name": "a.txt", "mimeType": "", "buffer": b"text"}])
+        web.page.locator(".chip").wait_for()
+        assert web.page.evaluate(CONTRAST) == []
         web.ask("Who?")
+        engine.says(ANSWER)
+        web.page.get_by_role("button", name="Regenerate").click()
+        web.page.locator(".versions").wait_for()
+        web.page.locator(".hljs-keyword").first.wait_for()
+        web.page.locator(".katex").first.wait_for()
+        web.page.locator("details.file summary").click()
+        web.page.get_by_role("searchbox").fill("sat")
+        web.page.get_by_role("button", name="More about Who?", exact=True).click()
         engine.processor = None
         assert web.page.evaluate(CONTRAST) == []
+        web.page.keyboard.press("Escape")
         web.page.get_by_role("tab", name="Tokens").click()
         web.generate("the cat sat", 30)
         web.page.locator(".token:not(.prompt)").first.click()
@@ -148,8 +182,18 @@ def test_text_can_be_read(other, server: Served, engine: Prompted, scheme: str) 
 def test_little_room(other, server: Served, engine: Prompted, width: int) -> None:
     with other(server, viewport={"width": width, "height": 640}) as web:
         web.open()
-        engine.says("the cat " * 20 + "\n\n```\n" + "x" * 200 + "\n```")
+        text = "the cat " * 20 + "\n\n```\n" + "x" * 200 + "\n```\n\n$$" + "x + " * 60 + "x$$"
+        long_name = {"name": "n" * 100 + ".txt", "mimeType": "", "buffer": b"text"}
+        web.page.locator("#attach-file").set_input_files([long_name])
+        web.page.locator(".chip").wait_for()
+        engine.says(text)
         web.ask("W" * 200)
+        engine.says(text)
+        web.page.get_by_role("button", name="Regenerate").click()
+        web.page.locator(".versions").wait_for()
+        web.page.locator(".katex").first.wait_for()
+        web.page.locator("#attach-file").set_input_files([long_name])
+        web.page.locator(".chip").wait_for()
         engine.processor = None
         fits = """document.documentElement.scrollWidth <= innerWidth && document.body.scrollHeight <= innerHeight
             && [...document.querySelectorAll("main, #scroller, .panel")].every(
@@ -160,6 +204,13 @@ def test_little_room(other, server: Served, engine: Prompted, width: int) -> Non
             panel = web.page.get_by_role("complementary", name=name)
             assert panel.is_visible()
             assert web.page.evaluate(fits)
+            if name == "Conversations":
+                web.page.locator("#conversations li").hover()
+                web.page.locator("#conversations [aria-haspopup]").click()
+                box = web.page.get_by_role("menu").bounding_box()
+                assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 640
+                web.page.keyboard.press("Escape")
+                web.page.get_by_role("menu").wait_for(state="detached")
             web.page.keyboard.press("Escape")
             assert panel.is_hidden()
         web.page.get_by_role("tab", name="Tokens").click()
@@ -183,7 +234,7 @@ def test_every_control_has_a_name(web: Tab, engine: Prompted) -> None:
     web.page.get_by_role("button", name="Parameters", exact=True).click()
     for view in ("Chat", "Tokens"):
         web.page.get_by_role("tab", name=view).click()
-        for role in ("button", "textbox", "spinbutton", "combobox", "listbox", "radio", "tab"):
+        for role in ("button", "textbox", "searchbox", "spinbutton", "combobox", "listbox", "radio", "tab"):
             for control in web.page.get_by_role(role).all():
                 name = control.evaluate(
                     "one => one.getAttribute('aria-label') || one.labels?.[0]?.innerText || one.innerText"

@@ -71,6 +71,131 @@ def test_escape_stops_and_so_does_closing_the_tab(web: Tab, other, server: Serve
     quiet(engine)
 
 
+def test_escape_stops_wherever_the_focus_is(web: Tab, engine: Prompted) -> None:
+    """The button that was pressed goes while the answer comes; keys must not go with it."""
+    web.open()
+    engine.says("one")
+    web.ask("first")
+    engine.slowly()
+    for leave in ("null", "document.activeElement.blur()", "document.getElementById('theme').focus()"):
+        web.page.get_by_role("button", name="Regenerate").click()
+        wait_for(lambda: engine.metrics().n_running == 1)
+        web.page.evaluate(leave)
+        web.page.keyboard.press("Escape")
+        quiet(engine)
+        web.answered()
+        assert "stopped by you" in web.page.locator(".message.assistant .note").inner_text()
+    web.page.get_by_role("button", name="Regenerate").click()
+    wait_for(lambda: engine.metrics().n_running == 1)
+    assert web.page.evaluate("document.activeElement.id") == "input"
+    # What is open in front of the chat is closed, and nothing else.
+    web.page.get_by_role("button", name="Parameters", exact=True).click()
+    web.page.keyboard.press("Escape")
+    assert web.page.get_by_role("complementary", name="Parameters").is_hidden()
+    assert engine.metrics().n_running == 1
+    web.page.keyboard.press("Escape")
+    quiet(engine)
+
+
+def test_escape_stops_the_inspector(web: Tab, engine: Prompted) -> None:
+    web.open("tokens")
+    engine.slowly()
+    web.page.get_by_label("Tokens", exact=True).and_(web.page.locator("input")).fill("2000")
+    web.page.get_by_label("Prompt", exact=True).fill("the cat")
+    web.page.get_by_role("button", name="Generate").click()
+    wait_for(lambda: engine.metrics().n_running == 1)
+    web.page.evaluate("document.activeElement.blur()")
+    web.page.keyboard.press("Escape")
+    quiet(engine)
+    web.generated()
+
+
+def test_an_answer_that_was_cut_off_goes_on(web: Tab, engine: Prompted) -> None:
+    web.open()
+    web.page.get_by_role("button", name="Parameters", exact=True).click()
+    web.page.get_by_label("Max tokens").fill("3")
+    engine.says("the cat sat on the mat")
+    begun = web.ask("Where?")
+    assert "the cat sat on the mat".startswith(begun) and len(begun) < 20
+    assert "cut off" in web.page.locator(".message.assistant .note").inner_text()
+    # It is known when the page comes back, too.
+    web.page.reload()
+    web.page.get_by_role("button", name="Parameters", exact=True).click()
+    web.page.get_by_label("Max tokens").fill("")
+    engine.says(" and the rest")
+    with web.page.expect_request("**/v1/chat/completions") as asked:
+        web.page.get_by_role("button", name="Continue").click()
+    assert web.answered() == f"{begun} and the rest"
+    body = asked.value.post_data_json
+    assert body["messages"] == [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": begun}]
+    assert body["continue_final_message"] is True
+    assert web.page.locator(".message").count() == 2
+    assert web.page.get_by_role("button", name="Continue").count() == 0
+    web.page.reload()
+    assert web.bodies == ["Where?", f"{begun} and the rest"]
+
+
+def test_an_answer_that_was_stopped_goes_on(web: Tab, engine: Prompted) -> None:
+    web.open()
+    engine.slowly()
+    web.say("go on")
+    web.page.locator(".message.assistant .markdown").wait_for()
+    web.page.keyboard.press("Escape")
+    begun = web.answered()
+    engine.says(" well")
+    web.page.get_by_role("button", name="Continue").click()
+    web.page.locator(".message.assistant").filter(has_text="well").wait_for()
+    assert web.answered().startswith(begun[:5])
+
+
+def test_a_new_chat_leaves_a_running_answer_alone(web: Tab, engine: Prompted) -> None:
+    web.open()
+    engine.slowly(0.02)
+    web.say("go on")
+    web.page.locator(".message.assistant .markdown").wait_for()
+    running = web.page.locator("#conversations .running")
+    assert running.count() == 1
+    web.page.get_by_role("button", name="New chat").click()
+    assert web.page.locator(".message").count() == 0
+    assert web.page.get_by_role("button", name="Send").is_visible()
+    web.say("a second one")
+    wait_for(lambda: engine.metrics().n_running == 2)
+    assert running.count() == 2
+    # Each has its own end.
+    web.page.keyboard.press("Escape")
+    wait_for(lambda: engine.metrics().n_running == 1)
+    web.answered()
+    running.nth(1).wait_for(state="detached")
+    assert running.count() == 1
+    web.page.locator("#conversations .title").filter(has_text="go on").click()
+    body = web.page.locator(".message.assistant .body")
+    n = len(body.inner_text())
+    web.until("n => document.querySelector('.assistant .body').innerText.length > n", n)
+    web.page.get_by_role("button", name="Stop").click()
+    quiet(engine)
+    text = web.answered()
+    running.wait_for(state="detached")
+    # Nothing was lost or came twice while nobody looked.
+    web.page.reload()
+    assert web.bodies == ["go on", text]
+
+
+def test_what_goes_wrong_behind_ones_back_is_seen_later(start, other, tiny_model) -> None:
+    with Prompted(tiny_model, n_ctx=512, n_parallel=1, n_threads=1) as engine:
+        server = start(engine)
+        with other(server) as web:
+            web.open()
+            engine.slowly(0.05)
+            web.say("go on")
+            web.page.locator(".message.assistant .markdown").wait_for()
+            web.page.get_by_role("button", name="New chat").click()
+            server.stop()
+            web.page.locator("#conversations .running").wait_for(state="detached")
+            web.page.locator("#conversations .title").click()
+            assert web.page.locator(".message").last.locator(".note").inner_text() != ""
+            web.complaints.clear()
+
+
 def test_regenerate_and_edit(web: Tab, engine: Prompted) -> None:
     web.open()
     engine.says("one")
@@ -87,12 +212,12 @@ def test_regenerate_and_edit(web: Tab, engine: Prompted) -> None:
     web.page.get_by_label("Text of the message").fill("other")
     web.page.locator(".edit").get_by_role("button", name="Send").click()
     web.page.get_by_text("four", exact=True).wait_for()
-    assert web.page.locator(".message .body").all_inner_texts() == ["other", "four"]
+    assert web.bodies == ["other", "four"]
     web.answered()
     web.page.locator(".message.assistant").get_by_role("button", name="Edit").click()
     web.page.get_by_label("Text of the message").fill("five")
     web.page.get_by_role("button", name="Save").click()
-    assert web.page.locator(".message .body").all_inner_texts() == ["other", "five"]
+    assert web.bodies == ["other", "five"]
 
 
 def test_parameters_and_the_system_message_are_sent(web: Tab, engine: Prompted) -> None:
@@ -172,104 +297,3 @@ def test_calls_of_tools_are_shown(web: Tab, engine: Prompted) -> None:
     web.open()
     web.page.locator("#conversations .title").click()
     assert json.loads(call.locator("pre").inner_text()) == {"city": "Oslo"}
-
-
-# ---- conversations
-
-
-def test_conversations_outlive_the_page(web: Tab, engine: Prompted) -> None:
-    web.open()
-    engine.says("the dog")
-    web.ask("Who is it?")
-    web.page.get_by_role("button", name="New chat").click()
-    engine.says("the sun")
-    web.ask("What shines?")
-    web.open()
-    titles = web.page.locator("#conversations .title")
-    assert titles.all_inner_texts() == ["What shines?", "Who is it?"]
-    titles.nth(1).click()
-    assert web.page.locator(".message .body").all_inner_texts() == ["Who is it?", "the dog"]
-    web.page.get_by_role("button", name="Rename Who is it?").click()
-    web.page.get_by_role("textbox", name="Name").fill("A dog")
-    web.page.keyboard.press("Enter")
-    web.page.get_by_role("button", name="A dog", exact=True).wait_for()
-    web.page.locator("#conversations li").filter(has_text="What shines?").hover()
-    web.page.get_by_role("button", name="Delete What shines?").click()
-    web.page.locator("dialog").get_by_role("button", name="Delete").click()
-    titles.nth(1).wait_for(state="detached")
-    web.open()
-    assert titles.all_inner_texts() == ["A dog"]
-
-
-def test_an_answer_that_comes_is_kept_when_the_page_goes(web: Tab, engine: Prompted) -> None:
-    web.open()
-    engine.slowly(0.02)
-    web.say("go on")
-    kept = "document.querySelector('.assistant .markdown') && Object.values(localStorage).some(one => one.length > 300)"
-    web.until(kept)
-    web.open()
-    quiet(engine)
-    web.page.locator("#conversations .title").first.click()
-    bodies = web.page.locator(".message .body").all_inner_texts()
-    assert bodies[0] == "go on" and len(bodies[1]) > 5
-
-
-def test_a_deleted_conversation_stays_deleted(web: Tab, engine: Prompted) -> None:
-    web.open()
-    engine.slowly()
-    web.say("go on")
-    web.page.locator(".message.assistant .markdown").wait_for()
-    web.page.locator("#conversations li").hover()
-    web.page.get_by_role("button", name="Delete go on").click()
-    web.page.locator("dialog").get_by_role("button", name="Delete").click()
-    quiet(engine)
-    assert web.page.locator(".message").count() == 0
-    web.open()
-    assert web.page.locator("#conversations li").count() == 0
-
-
-def test_export_and_import(web: Tab, other, server: Served, engine: Prompted, tmp_path) -> None:
-    web.open()
-    engine.says("the moon")
-    web.ask("What is it?")
-    with web.page.expect_download() as download:
-        web.page.get_by_role("button", name="Export").click()
-    path = tmp_path / "conversations.json"
-    download.value.save_as(path)
-    (kept,) = json.loads(path.read_text())["conversations"]
-    assert [message["content"] for message in kept["messages"]] == ["What is it?", "the moon"]
-    with other(server) as second:
-        second.open()
-        second.page.locator("#import-file").set_input_files(path)
-        second.page.get_by_role("button", name="What is it?", exact=True).click()
-        assert second.page.locator(".message .body").all_inner_texts() == ["What is it?", "the moon"]
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [
-        ("hello", "it is not JSON"),
-        ("[1]", "its format is not"),
-        ('{"format": "pyllm-conversations", "version": 9, "conversations": []}', "has version 9"),
-        ('{"format": "pyllm-conversations", "version": 1}', "no list"),
-        ('{"format": "pyllm-conversations", "version": 1, "conversations": [{}]}', "Conversation 1 has no messages"),
-        (
-            '{"format": "pyllm-conversations", "version": 1, "conversations": [{"id": "a",'
-            ' "messages": [{"role": 3}]}]}',
-            "message 1 has the role 3",
-        ),
-        (
-            '{"format": "pyllm-conversations", "version": 1,'
-            ' "conversations": [{"id": "a", "messages": [{"role": "user", "content": {"html": "x"}}]}]}',
-            "content is not text",
-        ),
-    ],
-)
-def test_a_file_of_something_else_is_refused(web: Tab, tmp_path, content: str, told: str) -> None:
-    web.open()
-    path = tmp_path / "file.json"
-    path.write_text(content)
-    web.page.locator("#import-file").set_input_files(path)
-    problem = web.page.locator("#storage-problem")
-    problem.filter(has_text=told).wait_for()
-    assert web.page.locator("#conversations li").count() == 0

@@ -56,6 +56,43 @@ def test_what_a_model_writes_cannot_become_a_script(web: Tab, engine: Prompted) 
     assert web.page.evaluate("document.querySelector('.title').innerText").startswith("<img src=x")
 
 
+def test_markup_of_answers_is_only_what_is_allowed(web: Tab) -> None:
+    """What goes through the sanitizer cannot do anything, whoever has made it."""
+    web.open()
+    kept = web.page.evaluate(
+        """async html => {
+            const { nodesOf } = await import("./ui/sanitize.js");
+            const root = document.createElement("div");
+            root.append(nodesOf(html));
+            return root.innerHTML;
+        }""",
+        '<p id="a" style="color:red" onclick="hacked=1" class="b">x<img src=x onerror="hacked=1">'
+        '<script>hacked=1</script><a href="javascript:hacked=1">y</a><a href="//elsewhere">z</a>'
+        '<iframe src="/"></iframe><form><input></form>'
+        '<svg><a xlink:href="javascript:hacked=1"></a></svg><math><mtext></mtext></math></p>',
+    )
+    assert kept == '<p class="b">x<a>y</a><a>z</a></p><p></p>'
+    unhurt_script = "try { document.body.innerHTML = '<b>x</b>'; 'made' } catch (error) { error.name }"
+    # No other way from text to markup is there, for scripts of this page either.
+    assert web.page.evaluate(unhurt_script) == "TypeError"
+    assert web.page.evaluate("typeof hacked") == "undefined"
+    # A browser says what it did not let happen.
+    assert all("TrustedHTML" in text or "Content Security Policy" in text for text in web.complaints)
+    web.complaints.clear()
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [r"\href{javascript:hacked=1}{x}", r"\includegraphics{http://127.0.0.1:9/x.png}", r"\htmlStyle{color:red}{x}"],
+)
+def test_nor_can_formulas(web: Tab, engine: Prompted, formula: str) -> None:
+    web.open()
+    engine.says(f"$y$ ${formula}$")
+    web.ask("Hello")
+    web.page.locator(".katex").first.wait_for()
+    unhurt(web, "#log")
+
+
 def test_nor_can_what_is_imported(web: Tab, tmp_path) -> None:
     web.open()
     messages = [
@@ -165,18 +202,26 @@ def test_keys(start, other, engine: Prompted) -> None:
 def test_several_models(other, tiny_models) -> None:
     specs = [
         ModelSpec(name=name, path=tiny_models[arch], arguments={"n_ctx": 512, "n_threads": 1}, load=load)
-        for name, arch, load in (("first", "llama", "start"), ("second", "qwen3moe", "demand"))
+        for name, arch, load in (
+            ("first", "llama", "start"),
+            ("second", "qwen3moe", "demand"),
+            ("vectors", "bert", "demand"),
+        )
     ]
     with contextlib.closing(Models(specs, Settings())) as models:
         models.load_at_start()
         with served(make_app(models=models)) as server, other(server) as web:
+            listed = {one["id"]: one["capabilities"] for one in server.get("/v1/models").json()["data"]}
+            assert listed == {"first": ["completion"], "second": ["completion"], "vectors": ["embedding"]}
             web.open()
             select = web.page.get_by_role("combobox", name="Model")
-            assert web.page.locator("#model option").all_inner_texts() == ["first", "second"]
+            options = web.page.locator("#model option")
+            # A model of vectors has nothing to say here.
+            assert options.all_inner_texts() == ["first · loaded", "second · not loaded"]
             select.select_option("second")
             web.page.get_by_text("loaded when it is asked").wait_for(state="attached")
             # To look at the page loads nothing.
-            assert [entry.status for entry in models.entries.values()] == ["loaded", "unloaded"]
+            assert [entry.status for entry in models.entries.values()] == ["loaded", "unloaded", "unloaded"]
             assert not any("props?model=second" in url for url in web.asked)
             web.page.get_by_role("button", name="Parameters", exact=True).click()
             web.page.get_by_label("Max tokens").fill("3")
@@ -184,8 +229,27 @@ def test_several_models(other, tiny_models) -> None:
                 web.ask("Who?")
             assert asked.value.post_data_json["model"] == "second"
             web.until("document.getElementById('about').textContent.includes('context ')")
+            assert options.all_inner_texts() == ["first · loaded", "second · loaded"]
+            # What changes elsewhere is seen when one looks.
+            server.post("/models/unload", {"model": "first"})
+            wait_for(lambda: models.entries["first"].status == "unloaded")
+            web.page.locator("#input").focus()
+            select.focus()
+            options.filter(has_text="first · not loaded").wait_for(state="attached")
             web.open()
             assert select.input_value() == "second"
+
+
+def test_a_server_of_vectors_only_says_so(other, tiny_models) -> None:
+    specs = [ModelSpec(name="vectors", path=tiny_models["bert"], arguments={"n_threads": 1})]
+    with (
+        contextlib.closing(Models(specs, Settings())) as models,
+        served(make_app(models=models)) as server,
+        other(server) as web,
+    ):
+        web.page.goto(server.url)
+        web.page.get_by_text("The models of this server make vectors").wait_for()
+        assert web.page.locator("#model option").count() == 0
 
 
 def test_behind_a_prefix(other, engine: Prompted) -> None:

@@ -38,7 +38,7 @@ class Operation:
     query: dict[str, Schema] = field(default_factory=dict)
 
 
-_PAGE = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+_PAGE = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "woff2": "font/woff2"}
 
 # Status codes of errors: of a request that has a body, and of one that has texts generated.
 BODY = (400, 408, 413, 415)

@@ -1,23 +1,37 @@
 // Asking for an answer, and what is counted of it.
 
 import { stream } from "./api.js";
+import { fileText } from "./attachments.js";
+import { shown } from "./versions.js";
 
-/** What the server is sent of a conversation. */
+const STOPPED = "stopped by you";
+
+/** What the server is sent of a conversation: the messages that are shown. */
 export function toMessages(conversation) {
   const messages = conversation.system.trim() ? [{ role: "system", content: conversation.system }] : [];
-  for (const { role, content, tool_calls } of conversation.messages) {
+  for (const { role, content, files, tool_calls } of shown(conversation)) {
     // An answer that was stopped before its first word says nothing.
     if (role === "assistant" && !content && !tool_calls?.length) continue;
-    messages.push(tool_calls?.length ? { role, content, tool_calls } : { role, content });
+    const parts = (files ?? []).map((file) => ({ type: "text", text: fileText(file) }));
+    if (content && parts.length) parts.push({ type: "text", text: content });
+    const message = { role, content: parts.length ? parts : content };
+    if (tool_calls?.length) message.tool_calls = tool_calls;
+    messages.push(message);
   }
   return messages;
+}
+
+/** Whether the server can go on with an answer: it has text, and was cut off. */
+export function canGoOn(message) {
+  return Boolean(message.unfinished && message.content && !message.tool_calls?.length);
 }
 
 /**
  * Ask, and put what comes into a message.
  *
  * @param {object} body The request without what makes it a stream.
- * @param {object} message Where `content`, `reasoning`, `tool_calls` and in the end `note` go.
+ * @param {object} message Where `content`, `reasoning`, `tool_calls` and in the end `note` go. It is `unfinished` until the
+ *     model has ended it.
  * @param {AbortSignal} signal Ends it.
  * @param {function(object): void} onDelta Called with each piece when the message has it.
  */
@@ -28,6 +42,7 @@ export async function answer(body, message, signal, onDelta) {
   let usage = null;
   let reason = null;
   let pieces = 0;
+  message.unfinished = true;
   try {
     const events = stream("v1/chat/completions", { ...body, stream: true, stream_options: { include_usage: true } }, signal);
     for await (const event of events) {
@@ -45,8 +60,9 @@ export async function answer(body, message, signal, onDelta) {
     }
   } catch (error) {
     if (error.name !== "AbortError") throw error;
-    reason = "stopped by you";
+    reason = STOPPED;
   } finally {
+    if (reason !== null && reason !== "length" && reason !== STOPPED) delete message.unfinished;
     message.note = described({ started, first, last, usage, reason, pieces });
   }
 }

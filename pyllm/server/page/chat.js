@@ -1,18 +1,21 @@
-// The chat: a conversation, its messages, and the answer that is being written.
+// The chat: a conversation and its messages. Answers are written in as many conversations as one likes.
 
-import { el, byId, announce, beforePaint, button, growing } from "./dom.js";
+import { byId, announce, growing } from "./dom.js";
 import { explain } from "./api.js";
-import { answer, toMessages } from "./answer.js";
+import { canGoOn, toMessages } from "./answer.js";
+import { Composer } from "./composer.js";
 import { MessageView } from "./message.js";
+import { Run } from "./run.js";
 import * as store from "./store.js";
+import { add, choose, shown, takeAway, versions } from "./versions.js";
 
-const SAVE_EVERY = 1000;
 // So near to the end, in pixels, a reader is following.
 const NEAR = 80;
 
 export class Chat {
   #views = [];
-  #controller = null;
+  // By the ids of their conversations.
+  #runs = new Map();
   #following = true;
   #discarded = new WeakSet();
 
@@ -28,23 +31,11 @@ export class Chat {
     this.conversation = store.newConversation();
     this.log = byId("log");
     this.scroller = byId("scroller");
-    this.input = byId("input");
     this.system = byId("system");
-    this.fitInput = growing(this.input);
-    const fitSystem = growing(this.system);
-    byId("composer").addEventListener("submit", (event) => {
-      event.preventDefault();
-      if (this.busy) this.stop();
-      else this.#send();
-    });
-    this.input.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-        event.preventDefault();
-        if (!this.busy) this.#send();
-      }
-    });
-    byId("view-chat").addEventListener("keydown", (event) => {
-      if (event.key === "Escape" && this.busy) this.stop();
+    this.fitSystem = growing(this.system);
+    this.composer = new Composer({
+      onSend: (content, files) => this.#ask(content, files),
+      onStop: () => this.stop(),
     });
     this.scroller.addEventListener("scroll", () => {
       const { scrollTop, scrollHeight, clientHeight } = this.scroller;
@@ -52,194 +43,218 @@ export class Chat {
     });
     this.system.addEventListener("change", () => {
       this.conversation.system = this.system.value;
-      if (this.conversation.messages.length) this.#save();
+      if (this.conversation.messages.length) this.#save(this.conversation);
     });
-    this.fitSystem = fitSystem;
     this.#draw();
   }
 
-  /** Whether an answer is being written. */
+  /** Whether an answer is being written in the conversation that is shown. */
   get busy() {
-    return this.#controller !== null;
+    return this.isBusy(this.conversation.id);
   }
 
-  /** Show another conversation; an answer that is being written ends. */
+  /** Whether an answer is being written in a conversation. */
+  isBusy(id) {
+    return this.#runs.has(id);
+  }
+
+  /** The conversation as this page has it: shown, or with an answer that is being written. Else as it is stored. */
+  current(conversation) {
+    if (conversation.id === this.conversation.id) return this.conversation;
+    return this.#runs.get(conversation.id)?.conversation ?? conversation;
+  }
+
+  /** Show another conversation. An answer that is being written goes on in its own. */
   open(conversation) {
-    this.stop();
-    this.conversation = conversation;
+    const before = this.#runs.get(this.conversation.id);
+    if (before) before.view = null;
+    this.conversation = this.#runs.get(conversation.id)?.conversation ?? conversation;
     this.#draw();
   }
 
-  /** Forget the conversation, and show an empty one. What still comes of an answer is not kept. */
-  discard() {
-    this.#discarded.add(this.conversation);
-    this.open(store.newConversation());
+  /** Forget a conversation. An answer that is being written there ends, and is not kept. */
+  discard(conversation) {
+    const held = this.current(conversation);
+    this.#discarded.add(held);
+    this.#runs.get(held.id)?.stop();
+    if (held === this.conversation) this.open(store.newConversation());
   }
 
   /** End the answer; the server ends it, too. */
   stop() {
-    this.#controller?.abort();
+    this.#runs.get(this.conversation.id)?.stop();
   }
 
   #draw() {
-    const { messages, system } = this.conversation;
-    this.system.value = system;
+    const { conversation } = this;
+    const run = this.#runs.get(conversation.id);
+    this.system.value = conversation.system;
     this.fitSystem();
-    byId("system-box").open = Boolean(system);
+    byId("system-box").open = Boolean(conversation.system);
     this.#views = [];
     this.log.replaceChildren();
-    messages.forEach((message) => this.#show(message));
+    for (const message of shown(conversation)) {
+      const view = this.#show(message, message === run?.message);
+      if (message === run?.message) run.view = view;
+    }
     this.#setTools();
-    byId("welcome").hidden = messages.length > 0;
+    byId("welcome").hidden = conversation.messages.length > 0;
     this.#following = true;
     this.#follow();
   }
 
-  #show(message) {
-    const view = new MessageView(message);
+  #show(message, busy = false) {
+    const view = new MessageView(message, busy);
     this.#views.push(view);
     this.log.append(view.element);
     return view;
   }
 
-  // Buttons stand where they can be used: nothing is changed below an answer that is coming.
+  // Buttons stand where they can be used: nothing is changed while an answer is coming.
   #setTools() {
-    const last = this.#views.length - 1;
-    this.#views.forEach((view, i) => {
-      const { role } = view.message;
+    const { busy, conversation } = this;
+    this.composer.setBusy(busy);
+    const last = this.#views.at(-1);
+    for (const view of this.#views) {
+      const { message } = view;
+      const { role } = message;
       view.actions = {};
-      if (!this.busy) {
-        if (role === "user") view.actions.edit = (text) => this.#replace(i, text);
-        if (role === "assistant") view.actions.edit = (text) => this.#rewrite(i, text);
-        if (i === last && role === "assistant") view.actions.again = () => this.#regenerate(i);
-        if (i === last && role === "user") view.actions.again = () => this.#generate();
+      if (!busy) {
+        if (role === "user") view.actions.edit = (text) => this.#askAnew(message, text);
+        if (role === "assistant") view.actions.edit = (text) => this.#rewrite(message, text);
+        if (view === last && role === "assistant") view.actions.again = () => this.#answerAnew(message);
+        if (view === last && role === "user") view.actions.again = () => this.#answer();
+        if (view === last && role === "assistant" && canGoOn(message)) view.actions.goOn = () => this.#goOn(view);
+        const all = versions(conversation, message);
+        if (all.length > 1) view.actions.versions = { all, choose: (one, step) => this.#choose(one, step) };
       }
       view.setTools();
-    });
+    }
   }
 
-  #send() {
-    const content = this.input.value;
-    if (!content.trim()) return;
-    this.input.value = "";
-    this.fitInput();
-    this.#ask(content);
-  }
-
-  #ask(content) {
+  #ask(content, files, parent = this.conversation.leaf) {
     byId("welcome").hidden = true;
     this.conversation.system = this.system.value;
     const message = { role: "user", content };
-    this.conversation.messages.push(message);
+    if (files?.length) message.files = files;
+    add(this.conversation, message, parent);
     this.#show(message);
     this.#following = true;
-    this.#generate();
+    this.#answer();
   }
 
-  #replace(i, text) {
-    this.#cut(i);
-    this.#ask(text);
+  #askAnew({ parent, files }, text) {
+    this.#cut(parent);
+    this.#ask(text, files, parent);
   }
 
-  #rewrite(i, text) {
-    this.conversation.messages[i].content = text;
-    this.#save();
+  #rewrite({ parent, reasoning, tool_calls }, content) {
+    const message = { role: "assistant", content };
+    if (reasoning) message.reasoning = reasoning;
+    if (tool_calls) message.tool_calls = tool_calls;
+    add(this.conversation, message, parent);
+    this.#save(this.conversation);
     this.#draw();
+    this.composer.input.focus();
   }
 
-  #regenerate(i) {
-    this.#cut(i);
-    this.#generate();
+  #answerAnew({ parent }) {
+    this.#cut(parent);
+    this.#answer();
   }
 
-  #cut(i) {
-    this.conversation.messages.splice(i);
-    for (const view of this.#views.splice(i)) view.element.remove();
+  #choose(message, step) {
+    choose(this.conversation, message);
+    this.#save(this.conversation);
+    this.#draw();
+    const view = this.#views.find((one) => one.message === message);
+    view.element.scrollIntoView({ block: "nearest" });
+    view.focusVersions(step);
   }
 
-  async #generate() {
-    const { conversation } = this;
-    const views = this.#views;
-    let body;
+  // Show nothing behind a message.
+  #cut(leaf) {
+    this.conversation.leaf = leaf;
+    const n = shown(this.conversation).length;
+    for (const view of this.#views.splice(n)) view.element.remove();
+  }
+
+  #answer() {
+    const body = this.#body({});
+    if (body === null) return;
+    const message = add(this.conversation, { role: "assistant", content: "" });
+    this.#run(message, this.#show(message, true), body);
+  }
+
+  #goOn(view) {
+    const body = this.#body({ continue_final_message: true, add_generation_prompt: false });
+    if (body === null) return;
+    view.setBusy(true);
+    this.#run(view.message, view, body);
+  }
+
+  // What is asked, or null: a parameter is wrong, and that is said.
+  #body(more) {
+    const last = this.#views.at(-1);
     try {
-      body = { model: this.model(), messages: toMessages(conversation), ...this.parameters.fields({ chat: true }) };
+      const body = {
+        model: this.model(),
+        messages: toMessages(this.conversation),
+        ...this.parameters.fields({ chat: true }),
+        ...more,
+      };
+      if (last?.message.role === "user") delete last.message.note;
+      last?.setNote("");
+      return body;
     } catch (error) {
       this.#setTools();
-      views.at(-1)?.setNote(error.message, true);
-      return;
+      last?.setNote(error.message, true);
+      return null;
     }
-    views.at(-1)?.setNote("");
-    const message = { role: "assistant", content: "" };
-    const view = this.#show(message);
-    view.setBusy(true);
-    conversation.messages.push(message);
-    const controller = (this.#controller = new AbortController());
-    this.#setBusy(true);
-    this.#save();
-    let deltas = [];
-    const painter = beforePaint(() => {
-      const waiting = deltas;
-      deltas = [];
-      const content = waiting.map((delta) => delta.content ?? "").join("");
-      const reasoning = waiting.map((delta) => delta.reasoning_content ?? "").join("");
-      if (reasoning) view.addReasoning(reasoning, true);
-      for (const delta of waiting) for (const call of delta.tool_calls ?? []) view.addCall(call.index, call);
-      if (content) view.addContent(content);
-      this.#follow();
-    });
-    let saved = performance.now();
-    let failure = null;
-    try {
-      await answer(body, message, controller.signal, (delta) => {
-        deltas.push(delta);
-        painter.request();
-        if (performance.now() - saved > SAVE_EVERY) {
-          saved = performance.now();
-          this.#keep(conversation);
-        }
-      });
-    } catch (error) {
-      failure = error;
-    }
-    painter.flush();
-    if (this.#controller === controller) this.#controller = null;
-    view.setBusy(false);
-    view.setNote(message.note);
-    view.element.querySelector("details.reasoning")?.removeAttribute("open");
-    if (failure !== null) this.#failed(failure, conversation, views, view);
-    this.#setBusy(false);
+  }
+
+  async #run(message, view, body) {
+    const { conversation } = this;
+    const run = new Run(conversation, message, () => this.#follow());
+    run.view = view;
+    this.#runs.set(conversation.id, run);
+    this.#setTools();
+    this.#follow();
     this.#save(conversation);
-    announce(failure === null ? `The answer has ended: ${message.note}` : explain(failure));
+    // The button that was pressed is gone: the focus would be nowhere.
+    if (document.activeElement === document.body && !matchMedia("(pointer: coarse)").matches) this.composer.input.focus();
+    const failure = await run.go(body, () => this.#keep(conversation));
+    this.#runs.delete(conversation.id);
+    run.view?.setBusy(false);
+    run.view?.setNote(message.note);
+    if (failure !== null) this.#failed(run, explain(failure));
+    if (conversation === this.conversation) this.#setTools();
+    this.#save(conversation);
+    const what = failure === null ? `The answer has ended: ${message.note}` : explain(failure);
+    announce(conversation === this.conversation ? what : `${store.titleOf(conversation)}: ${what}`);
     this.#follow();
   }
 
   // What came before the failure stays; an answer of nothing goes, and the question can be asked again.
-  #failed(error, conversation, views, view) {
-    const { message } = view;
-    const text = explain(error);
+  #failed({ conversation, message, view }, problem) {
     if (message.content || message.tool_calls?.length) {
-      message.note = text;
-      view.setNote(text, true);
+      message.note = problem;
+      view?.setNote(problem, true);
       return;
     }
-    conversation.messages.splice(conversation.messages.indexOf(message), 1);
-    views.splice(views.indexOf(view), 1);
-    view.element.remove();
-    views.at(-1)?.setNote(text, true);
-  }
-
-  #setBusy(busy) {
-    const send = byId("send");
-    send.textContent = busy ? "Stop" : "Send";
-    send.classList.toggle("stop", busy);
-    this.#setTools();
+    takeAway(conversation, message);
+    const last = shown(conversation).at(-1);
+    if (last?.role === "user") last.note = problem;
+    if (conversation !== this.conversation) return;
+    this.#draw();
+    this.#views.at(-1)?.setNote(problem, true);
   }
 
   #follow() {
     if (this.#following) this.scroller.scrollTop = this.scroller.scrollHeight;
   }
 
-  #save(conversation = this.conversation) {
+  #save(conversation) {
     this.#keep(conversation);
     this.onSaved();
   }

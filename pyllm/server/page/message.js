@@ -1,9 +1,9 @@
 // One message of a chat, as it is shown.
 
 import { el, button, copyButton, growing } from "./dom.js";
+import { fileView } from "./attachments.js";
 import { Markdown } from "./markdown.js";
-
-const NAMES = { user: "You", assistant: "Answer", system: "System", tool: "Tool" };
+import { NAMES } from "./store.js";
 
 /** Shows a message; an answer grows while it comes. */
 export class MessageView {
@@ -13,11 +13,17 @@ export class MessageView {
 
   /**
    * @param {object} message What a conversation holds; it is read, never changed.
-   * @param {{edit?: function(string): void, again?: function(): void}} actions What its buttons do.
+   * @param {boolean} busy Whether the answer is still coming.
    */
-  constructor(message, actions = {}) {
+  constructor(message, busy = false) {
     this.message = message;
-    this.actions = actions;
+    /**
+     * What its buttons do: each is there if it can be used.
+     *
+     * @type {{edit?: function(string): void, again?: function(): void, goOn?: function(): void,
+     *     versions?: {all: object[], choose: function(object, number): void}}}
+     */
+    this.actions = {};
     this.body = el("div.body");
     this.note = el("p.note", { hidden: true });
     this.tools = el("div.tools");
@@ -28,12 +34,13 @@ export class MessageView {
       this.note,
       this.tools,
     );
-    if (message.reasoning) this.addReasoning(message.reasoning, false);
-    if (message.role === "user") this.body.append(el("div.plain", {}, message.content));
+    this.body.append(...(message.files ?? []).map(fileView));
+    if (message.reasoning) this.addReasoning(message.reasoning);
+    if (message.role === "user" && message.content) this.body.append(el("div.plain", {}, message.content));
     else if (message.content) this.addContent(message.content);
     for (const call of message.tool_calls ?? []) this.addCall(this.#calls.length, call);
     this.setNote(message.note);
-    this.setTools();
+    this.setBusy(busy);
   }
 
   /** More of the answer's text. */
@@ -47,10 +54,10 @@ export class MessageView {
   }
 
   /** More of the reasoning that goes before an answer. */
-  addReasoning(text, open = false) {
+  addReasoning(text) {
     if (this.#thinking === null) {
       const inside = el("div.markdown");
-      this.body.append(el("details.reasoning", { open }, el("summary", {}, "Reasoning"), inside));
+      this.body.append(el("details.reasoning", {}, el("summary", {}, "Reasoning"), inside));
       this.#thinking = new Markdown(inside);
     }
     this.#thinking.append(text);
@@ -87,18 +94,48 @@ export class MessageView {
   setBusy(busy) {
     this.element.setAttribute("aria-busy", String(busy));
     this.element.classList.toggle("busy", busy);
+    // One reads along while a model thinks, and then what came of it.
+    const reasoning = this.element.querySelector("details.reasoning");
+    if (reasoning) reasoning.open = busy;
+    if (!busy) {
+      this.#markdown?.finish();
+      this.#thinking?.finish();
+    }
     this.setTools();
   }
 
   /** The buttons; none while the answer is coming. */
   setTools() {
-    const { edit, again } = this.actions;
+    const { edit, again, goOn, versions } = this.actions;
     this.tools.replaceChildren();
     if (this.element.getAttribute("aria-busy") === "true") return;
     const { content, role } = this.message;
+    if (versions) this.tools.append(this.#versions(versions));
     if (content) this.tools.append(copyButton(() => this.message.content));
     if (edit) this.tools.append(button("Edit", () => this.#edit()));
     if (again) this.tools.append(button(role === "user" ? "Answer again" : "Regenerate", again));
+    if (goOn) this.tools.append(button("Continue", goOn));
+  }
+
+  /** Move the focus to the button that leads on in a direction, or to the other one at the end. */
+  focusVersions(step) {
+    const [back, on] = this.tools.querySelectorAll(".versions button");
+    const wanted = step < 0 ? back : on;
+    (wanted.disabled ? (wanted === on ? back : on) : wanted).focus();
+  }
+
+  #versions({ all, choose }) {
+    const at = all.indexOf(this.message);
+    const step = (by, label, sign) =>
+      button(sign, () => choose(all[at + by], by), { "aria-label": label, title: label, disabled: !all[at + by] });
+    const count = el("span", {}, `${at + 1}/${all.length}`);
+    return el(
+      "div.versions",
+      { role: "group", "aria-label": `Version ${at + 1} of ${all.length}` },
+      step(-1, "Previous version", "‹"),
+      count,
+      step(1, "Next version", "›"),
+    );
   }
 
   #edit() {

@@ -4,9 +4,16 @@ import { byId } from "./dom.js";
 
 const NARROW = matchMedia("(max-width: 56rem)");
 
-/** Tabs whose panels take turns; the address says which is shown. */
-export function setUpTabs(tabs, onShow) {
-  const show = (tab, focus) => {
+/**
+ * Tabs whose panels take turns; the address says which is shown, and what in it: `#chat/…`.
+ *
+ * @param {HTMLElement[]} tabs The tabs.
+ * @param {function(string): string} inside Gives what the address says of a view when its tab is chosen, or "".
+ * @param {function(string, string|null): void} onShow Called with the view, and what the address says of it; null: a tab
+ *     was chosen, and nothing shall change in it.
+ */
+export function setUpTabs(tabs, inside, onShow) {
+  const show = (tab, focus, place) => {
     for (const one of tabs) {
       const shown = one === tab;
       one.setAttribute("aria-selected", String(shown));
@@ -15,25 +22,32 @@ export function setUpTabs(tabs, onShow) {
     }
     if (focus) tab.focus();
     document.body.dataset.view = tab.dataset.view;
-    onShow(tab.dataset.view);
+    onShow(tab.dataset.view, place);
   };
-  const fromAddress = () => show(tabs.find((one) => `#${one.dataset.view}` === location.hash) ?? tabs[0], false);
+  const choose = (tab, focus) => {
+    history.replaceState(null, "", hashOf(tab.dataset.view, inside(tab.dataset.view)));
+    show(tab, focus, null);
+  };
+  const fromAddress = () => {
+    const [view, place = ""] = location.hash.slice(1).split("/", 2);
+    show(tabs.find((one) => one.dataset.view === view) ?? tabs[0], false, place);
+  };
   for (const tab of tabs) {
-    tab.addEventListener("click", () => {
-      history.replaceState(null, "", `#${tab.dataset.view}`);
-      show(tab, false);
-    });
+    tab.addEventListener("click", () => choose(tab, false));
     tab.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
       if (!step) return;
       event.preventDefault();
-      const next = tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length];
-      history.replaceState(null, "", `#${next.dataset.view}`);
-      show(next, true);
+      choose(tabs[(tabs.indexOf(tab) + step + tabs.length) % tabs.length], true);
     });
   }
   window.addEventListener("hashchange", fromAddress);
   fromAddress();
+}
+
+/** The part of the address that leads to a view, or to something in it. */
+export function hashOf(view, place) {
+  return place ? `#${view}/${place}` : `#${view}`;
 }
 
 /**
@@ -58,7 +72,9 @@ export function setUpPanel(panel, toggle, open) {
   });
   panel.querySelector(".close").addEventListener("click", close);
   panel.addEventListener("keydown", (event) => {
-    if (event.key === "Escape") close();
+    if (event.key !== "Escape" || event.defaultPrevented) return;
+    event.preventDefault();
+    close();
   });
   panel.addEventListener("done", () => NARROW.matches && set(false));
   set(open && !NARROW.matches);
