@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "pyllm" / "server" / "page" / "vendor" / "VENDOR.toml"
 
 
 def components() -> list[dict[str, str]]:
@@ -22,10 +23,17 @@ def components() -> list[dict[str, str]]:
     return found
 
 
+def page_components() -> list[dict[str, str]]:
+    """The JavaScript of others in the server's page, in the form of :func:`components`."""
+    with PAGE.open("rb") as file:
+        packages = tomllib.load(file)["package"]
+    return [{key: one[key] for key in ("name", "version", "licence")} | {"url": one["source"]} for one in packages]
+
+
 def sbom(name: str, version: str, info: dict[str, Any]) -> dict[str, Any]:
     """What is in the wheel of the distribution `name`; `info` is what the build recorded of itself."""
     parts = []
-    for component in components():
+    for component in components() + page_components():
         part: dict[str, Any] = {
             "type": "library",
             "name": component["name"],

@@ -136,4 +136,4 @@ def test_bill_of_materials():
         pin = tomllib.load(file)["llama_cpp"]
     assert parts["llama.cpp"]["version"] == pin["version"]
     assert parts["llama.cpp"]["pedigree"]["commits"][0]["uid"] == pin["commit"]
-    assert "cpp-httplib" in parts and all(part["licenses"] for part in parts.values())
+    assert {"cpp-httplib", "markdown-it", "katex"} <= parts.keys() and all(part["licenses"] for part in parts.values())
