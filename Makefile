@@ -16,20 +16,35 @@ MODEL ?= smollm2
 PROMPT ?= Once upon a time, in a small village by the sea,
 PYTEST_ARGS ?=
 
+# What the build and the program need, or with other extras what these need as well.
 define REQUIREMENTS
-import itertools, tomllib
+import re, sys, tomllib
 with open("pyproject.toml", "rb") as file:
     data = tomllib.load(file)
 project = data["project"]
-extras = itertools.chain.from_iterable(project["optional-dependencies"].values())
-names = {*data["build-system"]["requires"], *project["dependencies"], *extras}
-print(*sorted(name for name in names if not name.startswith("pyllm")), sep="\n")
+extras = project["optional-dependencies"]
+def of(name):
+    for requirement in extras[name]:
+        nested = re.match(r"pyllm\[(.*)\]", requirement)
+        yield from (one for other in nested[1].split(",") for one in of(other)) if nested else (requirement,)
+names = {*data["build-system"]["requires"], *project["dependencies"]}
+for name in sys.argv[1:] or extras:
+    names.update(of(name))
+print(*sorted(names), sep="\n")
 endef
 export REQUIREMENTS
+PROGRAM_EXTRAS := cli serve
 
 PY := $(VENV)/bin/python
 TOOLS := llama-bench llama-batched-bench llama-completion llama-perplexity llama-server
 STAMPS := build/stamps
+# Scripts of an environment and editable installations name folders: a checkout that was moved or copied needs new ones.
+ifneq ($(wildcard $(STAMPS)/folder),)
+ifneq ($(shell cat $(STAMPS)/folder),$(CURDIR))
+$(info this checkout was $(shell cat $(STAMPS)/folder) before: its environment is made anew)
+$(shell rm -rf $(STAMPS) $(filter .venv,$(VENV)))
+endif
+endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # cython-lint looks for pycodestyle there.
 export PATH := $(abspath $(VENV)/bin):$(PATH)
@@ -52,13 +67,21 @@ $(PY):
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "$(PYTHON) cannot create an environment (Debian: apt install python3-venv)." >&2; exit 1; }
 
-# What pyproject.toml asks of the build, and everything the tests and checks use.
+# What pyproject.toml asks of the build, and what the program uses.
 $(STAMPS)/environment: pyproject.toml | $(PY)
-	$(call step,installing what the build and the tests need)
+	$(call step,installing what the build and the program need)
 	@mkdir -p $(STAMPS)
+	@echo "$(CURDIR)" > $(STAMPS)/folder
 	@$(PY) -m pip install --quiet --upgrade "pip>=23" "setuptools>=77" wheel
-	@$(PY) -c "$$REQUIREMENTS" > build/requirements.txt
+	@$(PY) -c "$$REQUIREMENTS" $(PROGRAM_EXTRAS) > build/requirements.txt
 	@$(PY) -m pip install --quiet --progress-bar off --requirement build/requirements.txt
+	@touch $@
+
+# Everything the tests, checks and benchmarks use besides.
+$(STAMPS)/environment-tests: pyproject.toml $(STAMPS)/environment
+	$(call step,installing what the tests need)
+	@$(PY) -c "$$REQUIREMENTS" > build/requirements-tests.txt
+	@$(PY) -m pip install --quiet --progress-bar off --requirement build/requirements-tests.txt
 	@touch $@
 
 fetch: | $(PY)
@@ -85,15 +108,15 @@ run: build
 	$(call step,generating text)
 	@$(VENV)/bin/pyllm run $(MODEL) "$(PROMPT)" -n 96
 
-test: build
+test: build $(STAMPS)/environment-tests
 	$(call step,tests without the slow ones)
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-test-all: build
+test-all: build $(STAMPS)/environment-tests
 	$(call step,all tests)
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
-lint: build
+lint: build $(STAMPS)/environment-tests
 	$(call step,ruff)
 	@$(VENV)/bin/ruff check .
 	@$(VENV)/bin/ruff format --check .
@@ -109,19 +132,19 @@ tools: build
 	$(call step,llama.cpp: $(TOOLS))
 	@$(VENV)/bin/cmake --build build/cmake-native --target $(TOOLS)
 
-bench: tools
+bench: tools $(STAMPS)/environment-tests
 	$(call step,benchmarks)
 	@$(PY) benchmarks/run.py
 
 # A whole second copy of the package, built with the sanitizer, that only this target imports.
-asan: build
+asan: build $(STAMPS)/environment-tests
 	$(call step,building with the address sanitizer)
 	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
 	$(call step,tests under the address sanitizer)
 	@scripts/asan $(PY) build/asan tests/core tests/lifetime tests/interp $(PYTEST_ARGS)
 
 # From the source archive, as cibuildwheel does it, so that the archive is known to be whole.
-wheel: $(STAMPS)/environment
+wheel: $(STAMPS)/environment-tests
 	$(call step,source archive and wheel)
 	@rm -rf build/dist && PYLLM_PORTABLE=1 $(PY) -m build --outdir build/dist
 	$(call step,repairing and checking the wheel)
@@ -134,6 +157,6 @@ wheel: $(STAMPS)/environment
 	@build/wheel-test/bin/python scripts/wheel.py test
 
 clean:
-	@rm -rf build/stamps build/cython build/cython-ft build/ext-* build/asan build/lib* build/bdist* build/requirements.txt \
+	@rm -rf build/stamps build/cython build/cython-ft build/ext-* build/asan build/lib* build/bdist* build/requirements*.txt \
 		dist *.egg-info pyllm/include pyllm/lib pyllm/_build.json .pytest_cache .ruff_cache .mypy_cache
 	@find pyllm -name '*.so' -delete -o -name '*.pxd' -delete -o -name '*.hpp' -delete

@@ -204,6 +204,7 @@ class CMakeBuild:
         compilers = (os.environ.get("CXX", "c++"), "g++", "clang++")
         if not WINDOWS and not any(shutil.which(shlex.split(name)[0]) for name in compilers if name):
             stop("no C++ compiler was found. Install one (Debian: apt install g++, macOS: xcode-select --install).")
+        self.discard_moved()
         command, stamp = self.configure_command(), self.folder / "pyllm-configured.json"
         # An isolated build has its tools in a folder that is gone afterwards, so their paths are no setting.
         settings = json.dumps(
@@ -218,6 +219,23 @@ class CMakeBuild:
         print(f"llama.cpp: building with {self.config.jobs} jobs (minutes the first time)", flush=True)
         command = [command[0], "--build", str(self.folder), "--parallel", str(self.config.jobs), "--target", *targets]
         self.stream(command, "building llama.cpp failed")
+
+    def discard_moved(self) -> None:
+        """Remove a build folder that was made for another place: CMake refuses it, and its commands name that place.
+
+        A checkout that was moved or copied has one. What it had compiled comes back from ccache.
+        """
+        cache = self.folder / "CMakeCache.txt"
+        if not cache.is_file():
+            return
+        text = cache.read_text(encoding="utf-8", errors="replace")
+        for name, place in (("CMAKE_CACHEFILE_DIR", self.folder), ("CMAKE_HOME_DIRECTORY", self.source)):
+            found = re.search(rf"^{name}:INTERNAL=(.*)$", text, re.MULTILINE)
+            if found is None or not (os.path.exists(found[1]) and os.path.samefile(found[1], place)):
+                was = found[1] if found else "another folder"
+                print(f"llama.cpp: {self.folder.relative_to(ROOT)} was made for {was}; starting anew", flush=True)
+                shutil.rmtree(self.folder)
+                return
 
     def is_done(self, targets: tuple[str, ...]) -> bool:
         """Whether ninja, asked only, finds nothing to do."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -202,6 +203,70 @@ def test_a_failing_command_shows_what_it_said(cmake_build: ModuleType, capfd: py
     with pytest.raises(SystemExit, match=r"(?s)building failed.*a\.cpp:1: error: no"):
         build.stream([sys.executable, "-c", program], "building failed")
     assert "llama.cpp [1/2] a.cpp.o" in capfd.readouterr().out
+
+
+# --- a checkout that was moved or copied -----------------------------------------------------------------------------
+
+NO_LLAMA = """\
+cmake_minimum_required(VERSION 3.15)
+project(nothing NONE)
+foreach(name llama llama-common mtmd ggml)
+    file(WRITE ${CMAKE_BINARY_DIR}/made-for.txt "${CMAKE_SOURCE_DIR}")
+    add_custom_target(${name})
+endforeach()
+"""
+
+
+@pytest.fixture
+def build_in(cmake_build: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path]:
+    """Builds with the real CMake in a checkout whose llama.cpp has nothing to compile; returns the build folder."""
+
+    def build(checkout: Path) -> Path:
+        monkeypatch.setattr(cmake_build, "ROOT", checkout)
+        made = cmake_build.CMakeBuild(cmake_build.BuildConfig.from_env(), checkout / "llama.cpp")
+        made.run()
+        return made.folder
+
+    return build
+
+
+@pytest.fixture
+def small_checkout(tmp_path: Path) -> Path:
+    checkout = tmp_path / "first"
+    (checkout / "llama.cpp").mkdir(parents=True)
+    (checkout / "llama.cpp/CMakeLists.txt").write_text(NO_LLAMA)
+    shutil.copytree(REPOSITORY / "llama_cpp_src", checkout / "llama_cpp_src", ignore=shutil.ignore_patterns("llama.cpp"))
+    return checkout
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_checkout_that_was_moved_or_copied_builds(
+    build_in: Callable[[Path], Path], small_checkout: Path, copied: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    build_in(small_checkout)
+    second = small_checkout.with_name("second")
+    if copied:
+        shutil.copytree(small_checkout, second)
+    else:
+        small_checkout.rename(second)
+    capfd.readouterr()
+    folder = build_in(second)
+    assert f"was made for {small_checkout}" in capfd.readouterr().out
+    assert (folder / "made-for.txt").read_text() == str(second / "llama.cpp")
+    assert str(small_checkout) not in (folder / "build.ninja").read_text()
+
+
+def test_a_checkout_that_stayed_keeps_its_build(
+    build_in: Callable[[Path], Path], small_checkout: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_in(small_checkout)
+    (folder / "an-object.o").touch()
+    link = small_checkout.with_name("link")
+    link.symlink_to(small_checkout)
+    for checkout in (small_checkout, link):  # another name of the same folder is no other place
+        build_in(checkout)
+        assert (folder / "an-object.o").exists()
+    assert "was made for" not in capfd.readouterr().out
 
 
 # --- what a build leaves ---------------------------------------------------------------------------------------------
