@@ -11,7 +11,13 @@ def entry() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
-        sys.exit(f'pyllm: the command line needs {error.name}: pip install "pyllm[cli]"')
+        if sys.argv[1:2] == ["doctor"]:
+            from pyllm.cli import report
+
+            return report.main(sys.argv[2:])
+        from pyllm.extras import install_command
+
+        sys.exit(f"pyllm: the command line needs {error.name}: {install_command(extra='cli')}")
     from pyllm.cli.main import main
 
     main()

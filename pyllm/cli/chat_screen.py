@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from pyllm.cli.chat_session import data_dir
 from pyllm.cli.output import note
-from pyllm.errors import InvalidArgumentError, MissingDependencyError
+from pyllm.errors import InvalidArgumentError
+from pyllm.extras import missing
 
 if TYPE_CHECKING:
     from prompt_toolkit.document import Document
@@ -130,7 +131,7 @@ class Terminal(Screen):
             from prompt_toolkit import PromptSession
             from prompt_toolkit.history import FileHistory, InMemoryHistory
         except ImportError as error:
-            raise MissingDependencyError('pyllm chat needs prompt_toolkit: pip install "pyllm[cli]"') from error
+            raise missing("pyllm chat needs prompt_toolkit", extra="cli") from error
         try:
             folder = data_dir()
             folder.mkdir(parents=True, exist_ok=True)

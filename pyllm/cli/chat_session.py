@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pyllm.errors import InvalidArgumentError, MissingDependencyError, ModelLoadError
+from pyllm.errors import InvalidArgumentError, ModelLoadError
+from pyllm.extras import missing
 
 _FORMAT = "pyllm chat session"
 _VERSION = 1
@@ -138,7 +139,7 @@ def data_dir() -> Path:
     try:
         import platformdirs
     except ImportError as error:
-        raise MissingDependencyError('pyllm chat needs platformdirs: pip install "pyllm[cli]"') from error
+        raise missing("pyllm chat needs platformdirs", extra="cli") from error
     return Path(platformdirs.user_data_dir("pyllm", appauthor=False))
 
 

@@ -22,6 +22,8 @@ from typing import Any, get_args, get_origin
 
 import typer
 
+from pyllm.extras import install_command
+
 _TABLES = "models"
 _META = "pyllm.config"
 
@@ -139,7 +141,7 @@ def _parse(path: Path) -> dict[str, Any]:
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise typer.BadParameter(f'{path}: YAML needs PyYAML: pip install "pyllm[serve]"') from error
+        raise typer.BadParameter(f"{path}: YAML needs PyYAML: {install_command('PyYAML')}") from error
     try:
         found = yaml.safe_load(data)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

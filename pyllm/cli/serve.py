@@ -18,6 +18,7 @@ from pyllm.cli.options import ModelOptions, SamplingOptions, read_text, with_opt
 from pyllm.cli.output import note, set_verbose
 from pyllm.cli.serve_models import WantedModel, parse_bytes, wanted_models
 from pyllm.cli.speculation import SpeculationOptions
+from pyllm.extras import install_command
 
 if TYPE_CHECKING:
     from pyllm.server import Settings
@@ -271,7 +272,7 @@ def serve(
         import pyllm.server.run as running
         from pyllm.server.log import set_up_log
     except ModuleNotFoundError as error:
-        note(f'error: the server needs {error.name}: pip install "pyllm[serve]"')
+        note(f"error: the server needs {error.name}: {install_command(extra='serve')}")
         raise typer.Exit(1) from error
     from pyllm.server import make_app
     from pyllm.server.models.loader import serve_model

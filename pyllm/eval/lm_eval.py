@@ -1,4 +1,4 @@
-"""pyllm as a model of lm-evaluation-harness (``pip install pyllm[eval]``).
+"""pyllm as a model of lm-evaluation-harness (``pip install lm-eval``).
 
     python -m pyllm.eval.lm_eval run --model pyllm --model_args model=smollm2,n_threads=4 --tasks hellaswag
 

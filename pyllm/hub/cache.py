@@ -21,11 +21,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pyllm.errors import DownloadError, MissingDependencyError
+from pyllm.errors import DownloadError
+from pyllm.extras import missing
 from pyllm.hub.progress import Progress
 from pyllm.hub.registry import KnownModel
 
-_EXTRA_HINT = 'the model cache needs {name}: pip install "pyllm[hub]"'
 _WORK = ".work"
 # What the systems say for a full disk, a full quota and a file over the size limit.
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
@@ -65,7 +65,7 @@ def cache_dir() -> Path:
     try:
         import platformdirs
     except ImportError as error:
-        raise MissingDependencyError(_EXTRA_HINT.format(name="platformdirs")) from error
+        raise missing("the model cache needs platformdirs", extra="hub") from error
     return Path(platformdirs.user_cache_dir("pyllm", appauthor=False)) / "models"
 
 
@@ -196,7 +196,7 @@ def locked_key(key: str, label: str, progress: Progress) -> Iterator[None]:
     try:
         import filelock
     except ImportError as error:
-        raise MissingDependencyError(_EXTRA_HINT.format(name="filelock")) from error
+        raise missing("the model cache needs filelock", extra="hub") from error
     folder = cache_dir() / _WORK
     with disk_errors(folder, "lock it", 0):
         folder.mkdir(parents=True, exist_ok=True)

@@ -18,11 +18,11 @@ from typing import Any, TypeVar
 from pyllm.errors import (
     DownloadError,
     InvalidArgumentError,
-    MissingDependencyError,
     ModelNotFoundError,
     PyllmError,
     UnknownModelError,
 )
+from pyllm.extras import missing
 from pyllm.hub import cache, transfer
 from pyllm.hub.hf_cache import HubCache
 from pyllm.hub.names import choose, is_model, is_safe, nearest, part_names, tags_of
@@ -311,9 +311,7 @@ def _import() -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise MissingDependencyError(
-            'models on the Hugging Face hub need the package huggingface_hub: pip install "pyllm[hf]"'
-        ) from error
+        raise missing("models on the Hugging Face hub need huggingface_hub", extra="hf") from error
     return huggingface_hub
 
 

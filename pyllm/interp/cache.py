@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.errors import InvalidArgumentError, MissingDependencyError
+from pyllm.errors import InvalidArgumentError
+from pyllm.extras import missing
 from pyllm.interp.names import HookPoint, NoActivationError
 from pyllm.interp.values import Array
 
@@ -128,7 +129,7 @@ def save_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError as error:
-        raise MissingDependencyError("safetensors files need a package: pip install 'pyllm[interp]'") from error
+        raise missing("safetensors files need safetensors", extra="interp") from error
     save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, path)
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.errors import InvalidArgumentError, MissingDependencyError
+from pyllm.errors import InvalidArgumentError
+from pyllm.extras import missing
 from pyllm.processors.base import LogitsProcessor, write
 from pyllm.processors.base import reset as reset_all
 
@@ -172,9 +173,7 @@ def import_torch() -> Any:
     try:
         return importlib.import_module("torch")
     except ImportError as cause:
-        raise MissingDependencyError(
-            "processors that work on tensors need PyTorch: pip install torch, or ask for tensors='numpy'"
-        ) from cause
+        raise missing("processors that work on tensors need PyTorch, or tensors='numpy'", "torch") from cause
 
 
 def as_numpy(scores: Any) -> NDArray[Any]:

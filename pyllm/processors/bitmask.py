@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from pyllm.core.kernels import allocate_token_bitmask, apply_token_bitmask
 from pyllm.core.vocab import Vocab
-from pyllm.errors import InvalidArgumentError, MissingDependencyError, SamplerError
+from pyllm.errors import InvalidArgumentError, SamplerError
+from pyllm.extras import missing
 
 
 class BitmaskSource:
@@ -176,7 +177,7 @@ def import_library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as cause:
-        raise MissingDependencyError(f"this needs {package}: pip install {package}") from cause
+        raise missing(f"this needs {package}", package) from cause
 
 
 __all__ = ["BitmaskSource"]

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, is_typeddict
 
-from pyllm.errors import InvalidArgumentError, MissingDependencyError
+from pyllm.errors import InvalidArgumentError
+from pyllm.extras import missing
 
 Parser = Callable[[str], Any]
 
@@ -82,9 +83,7 @@ def _of_type(source: Any) -> tuple[Any, Parser]:
     try:
         from pydantic import TypeAdapter
     except ImportError:
-        raise MissingDependencyError(
-            f"json_schema={source!r} takes pydantic, which is not installed: pip install pydantic"
-        ) from None
+        raise missing(f"json_schema={source!r} takes pydantic, which is not installed", "pydantic") from None
     adapter: TypeAdapter[Any] = TypeAdapter(source)
     return adapter.json_schema(), adapter.validate_json
 

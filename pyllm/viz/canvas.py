@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pyllm.errors import MissingDependencyError
+from pyllm.extras import missing
 
 try:
     from matplotlib import rcParams
@@ -19,7 +19,7 @@ try:
     from matplotlib.font_manager import findfont, get_font
     from matplotlib.patches import Rectangle
 except ImportError as error:
-    raise MissingDependencyError("figures need matplotlib: pip install 'pyllm[viz]'") from error
+    raise missing("figures need matplotlib", extra="viz") from error
 
 from pyllm.viz.scales import Scale, mixed
 

@@ -351,7 +351,7 @@ from pyllm.errors import MissingDependencyError
 try:
     hub.resolve("hf:owner/repo:Q4_K_M")
 except MissingDependencyError as error:
-    assert 'pip install "pyllm[hf]"' in str(error), error
+    assert "-m pip install 'huggingface_hub>=" in str(error), error
 else:
     raise SystemExit("no error")
 """

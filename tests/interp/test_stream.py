@@ -109,7 +109,7 @@ def test_without_the_package(
     lab: Interp, texts: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(errors.MissingDependencyError, match=r"pyllm\[interp\]"):
+    with pytest.raises(errors.MissingDependencyError, match=r"pip install 'safetensors>="):
         capture_to_safetensors(lab, texts, tmp_path, NAMES)
 
 

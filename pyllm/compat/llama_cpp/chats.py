@@ -8,7 +8,7 @@ from typing import Any
 from pyllm.compat.llama_cpp.calls import call_arguments, chat_dict, chat_messages, response_format_of, tools_of
 from pyllm.compat.llama_cpp.completions import Completions
 from pyllm.compat.llama_cpp.llama_grammar import LlamaGrammar
-from pyllm.errors import MissingDependencyError
+from pyllm.extras import missing
 
 
 class Chats(Completions):
@@ -125,7 +125,7 @@ class Chats(Completions):
         try:
             from openai.types.chat import ChatCompletion, ChatCompletionChunk
         except ImportError as error:
-            raise MissingDependencyError("these types are those of openai: pip install openai") from error
+            raise missing("these types are those of openai", "openai") from error
         result = self.create_chat_completion(*args, **kwargs)
         if isinstance(result, dict):
             return ChatCompletion(**result)

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from pyllm.compat.llama_cpp.calls import chat_messages, response_format_of, tools_of
 from pyllm.compat.llama_cpp.processors import StoppingCriteriaList
-from pyllm.errors import InvalidArgumentError, MissingDependencyError, PyllmError
+from pyllm.errors import InvalidArgumentError, PyllmError
+from pyllm.extras import missing
 
 # Names there, and llama.cpp's own for the same format.
 _BUILT_IN = {
@@ -372,7 +373,7 @@ def hf_autotokenizer_to_chat_formatter(pretrained_model_name_or_path: str) -> Ch
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise MissingDependencyError("this needs transformers: pip install transformers") from error
+        raise missing("this needs transformers", "transformers") from error
     tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path)
 
     def format_with_tokenizer(*, messages: list[dict[str, Any]], **kwargs: Any) -> ChatFormatterResponse:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyllm.errors import MissingDependencyError
+from pyllm.extras import missing
 
 if TYPE_CHECKING:
     from pyllm.compat.llama_cpp.llama import Llama
@@ -100,7 +100,7 @@ class LlamaHFTokenizer(BaseLlamaTokenizer):
         try:
             from transformers import AutoTokenizer
         except ImportError as error:
-            raise MissingDependencyError("LlamaHFTokenizer needs transformers: pip install transformers") from error
+            raise missing("LlamaHFTokenizer needs transformers", "transformers") from error
         return cls(AutoTokenizer.from_pretrained(pretrained_model_name_or_path))
 
 
