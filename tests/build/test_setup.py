@@ -235,7 +235,9 @@ def small_checkout(tmp_path: Path) -> Path:
     checkout = tmp_path / "first"
     (checkout / "llama.cpp").mkdir(parents=True)
     (checkout / "llama.cpp/CMakeLists.txt").write_text(NO_LLAMA)
-    shutil.copytree(REPOSITORY / "llama_cpp_src", checkout / "llama_cpp_src", ignore=shutil.ignore_patterns("llama.cpp"))
+    shutil.copytree(
+        REPOSITORY / "llama_cpp_src", checkout / "llama_cpp_src", ignore=shutil.ignore_patterns("llama.cpp")
+    )
     return checkout
 
 
@@ -315,7 +317,8 @@ def test_a_process_maps_only_our_libraries() -> None:
         "import importlib, sys\n"
         "for name in sys.argv[1:]: importlib.import_module(name)\n"
         "lines = open('/proc/self/maps').read().splitlines()\n"
-        "print(*{line.split(maxsplit=5)[5] for line in lines if '/libpyllm-' in line or '/libggml-' in line}, sep='\\n')"
+        "ours = [line for line in lines if '/libpyllm-' in line or '/libggml-' in line]\n"
+        "print(*{line.split(maxsplit=5)[5] for line in ours}, sep='\\n')"
     )
     output = subprocess.run(
         [sys.executable, "-c", program, *modules], cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -338,4 +341,3 @@ def test_headers_and_declarations_are_shipped() -> None:
 def test_the_licence_that_ships_holds_upstreams() -> None:
     ours = (REPOSITORY / "LICENSES/llama.cpp.txt").read_text()
     assert (TREE / "LICENSE").read_text().strip() in ours
-    assert (TREE / "vendor/hash/xxhash/LICENSE").read_text().strip() in ours
