@@ -222,6 +222,15 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             speculative: How to guess ahead, as the argument of :class:`Llama`; False: not at all. None: as the Llama
                 was made. Each token is chosen as without: what differs is the rounding of logits that are computed
                 together, where two tokens are almost equally likely. Of several texts at once none is guessed ahead.
+            num_beams: Search for the likeliest texts with so many beams, as transformers does, instead of sampling; 1:
+                no beam search. The choices are the best `n` texts, the best first, with their ``score``. The context
+                needs ``n_seq_max`` of at least `num_beams`. Processors that are functions of the ids, stopping
+                criteria and stop strings work; a stream, samplers, grammars, log-probabilities and drafts do not.
+            length_penalty: The score of a text is the sum of its log-probabilities, divided by its number of tokens to
+                this power; None: 1.
+            early_stopping: When a beam search ends, once it has `num_beams` texts: True: at once; False or None: when
+                no beam would beat the worst of them with its present length; "never": when none would with any length.
+            num_return_sequences: Another name of `n`, that of transformers; at most `num_beams` in a beam search.
             **arguments: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
 
         Returns:

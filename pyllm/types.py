@@ -147,6 +147,8 @@ class Choice:
         stop: The stop string that was found, or None.
         logprobs: Where they were asked for.
         parser: What makes :attr:`parsed`.
+        score: Of a beam search: the sum of the log-probabilities of its tokens, the one that ended it included, divided
+            by their number to the power `length_penalty`. None: there was no such search.
     """
 
     text: str
@@ -157,6 +159,7 @@ class Choice:
     stop: str | None = None
     logprobs: Logprobs | None = None
     parser: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    score: float | None = field(default=None, compare=False)
 
     @property
     def parsed(self) -> Any:
@@ -231,6 +234,11 @@ class Completion(Shaped):
     def parsed(self) -> Any:
         """See :class:`Choice`."""
         return self.choices[0].parsed
+
+    @property
+    def score(self) -> float | None:
+        """See :class:`Choice`."""
+        return self.choices[0].score
 
     def __str__(self) -> str:
         return self.text

@@ -97,6 +97,7 @@ class Reading:
             stop=choice.stop,
             logprobs=logprobs,
             parser=parser,
+            score=choice.score,
         )
 
 

@@ -186,6 +186,7 @@ class ChatChoice(Shaped):
         stop: The stop string that was found, or None.
         logprobs: Where they were asked for.
         parser: What makes :attr:`parsed`.
+        score: That of a beam search; see :class:`pyllm.types.Choice`.
     """
 
     message: Message
@@ -197,6 +198,7 @@ class ChatChoice(Shaped):
     stop: str | None = None
     logprobs: ChatLogprobs | None = None
     parser: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    score: float | None = field(default=None, compare=False)
 
     @property
     def parsed(self) -> Any:
@@ -282,6 +284,11 @@ class ChatCompletion(Shaped):
     def parsed(self) -> Any:
         """See :class:`ChatChoice`."""
         return self.choices[0].parsed
+
+    @property
+    def score(self) -> float | None:
+        """See :class:`ChatChoice`."""
+        return self.choices[0].score
 
     def __str__(self) -> str:
         return self.text

@@ -19,6 +19,28 @@ if TYPE_CHECKING:
     from pyllm.completion.session import CompletionSession
 
 
+def compute_prompt(session: CompletionSession) -> int:
+    """Compute the prompt in sequence 0, with the logits of its last token; the other sequences become empty.
+
+    Returns:
+        int: How many of its tokens had been computed before.
+
+    Raises:
+        DecodeAborted: The decode was aborted.
+    """
+    request, context, cache = session.request, session.llama.context, session.llama._cache
+    if not request.cache_prompt:
+        cache.forget()
+    cached = cache.reuse(request.ids, session.owner)
+    cache.vacate()
+    for start in range(cached, len(request.ids), context.n_batch):
+        part = request.ids[start : start + context.n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        last = start + len(part) == len(request.ids)
+        context.decode(Batch.from_arrays(part, pos=positions, outputs="last" if last else "none"))
+    return cached
+
+
 class ParallelRun:
     """Generates all texts of a request at once.
 
@@ -84,26 +106,17 @@ class ParallelRun:
 
     def _start(self) -> list[RowText]:
         """Compute the prompt once, share it, and choose the first token of each text."""
-        request, context, cache = self.session.request, self.context, self.session.llama._cache
         if self.session.aborted:
             return self._end(self.texts, "abort")
-        if not request.cache_prompt:
-            cache.forget()
-        self.cached = cache.reuse(request.ids, self.session.owner)
-        cache.vacate()
         try:
-            for start in range(self.cached, len(request.ids), context.n_batch):
-                part = request.ids[start : start + context.n_batch]
-                positions = np.arange(start, start + len(part), dtype=np.int32)
-                last = start + len(part) == len(request.ids)
-                context.decode(Batch.from_arrays(part, pos=positions, outputs="last" if last else "none"))
+            self.cached = compute_prompt(self.session)
         except DecodeAborted:
             if not self.session.aborted:
                 raise
             return self._end(self.texts, "abort")
         for text in self.texts:
             if text.index > 0:
-                context.memory.cp(0, text.index)
+                self.context.memory.cp(0, text.index)
         return self._choose(self.texts, [-1] * len(self.texts))
 
     def _step(self, alive: list[RowText]) -> list[RowText]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.completion.beam_params import DEFAULTS as BEAM_DEFAULTS
+from pyllm.completion.beam_params import beam_params, check_request
 from pyllm.completion.infill import infill_prompt
 from pyllm.completion.overflow import ENDLESS, Overflow
 from pyllm.core.sampler import Chain, Sampler
@@ -51,6 +53,8 @@ _DEFAULTS: dict[str, Any] = {
     "speculative": None,
     "overflow": "error",
     "n_keep": None,
+    "num_return_sequences": None,
+    **BEAM_DEFAULTS,
 }
 
 
@@ -80,6 +84,7 @@ class CompletionRequest:
         sampling = {name: value for name, value in arguments.items() if name in known}
         own = {**_DEFAULTS, **{name: value for name, value in arguments.items() if name in _DEFAULTS}}
 
+        self.beams = beam_params(own, sampling)
         self.form = _form(sampling, own)
         self.sampler: Sampler | None = own["sampler"]
         if self.sampler is not None and sampling:
@@ -101,13 +106,15 @@ class CompletionRequest:
         self.processors = as_processors(own["logits_processor"])
         self.stopping_criteria = _criteria(own["stopping_criteria"])
         # Prompts that are computed in other portions are rounded otherwise: by default nobody must be able to tell.
-        repeatable = seed is not None or self.params.temperature == 0 or self.sampler is not None
+        greedy = self.params.temperature == 0 or self.beams is not None
+        repeatable = seed is not None or greedy or self.sampler is not None
         wanted: bool | None = llama.cache_prompt if own["cache_prompt"] is None else own["cache_prompt"]
         self.cache_prompt = not repeatable if wanted is None else bool(wanted)
         self.logprobs: int | None = own["logprobs"]
         if self.logprobs is not None:
             _check_count("logprobs", self.logprobs, 0, len(llama.vocab))
-        self.n: int = _check_count("n", own["n"], 1, None)
+        most = None if self.beams is None else self.beams.num_beams
+        self.n: int = _check_count(*_number_of_texts(own), 1, most)
         self.best_of: int = self.n if own["best_of"] is None else _check_count("best_of", own["best_of"], self.n, None)
         if self.best_of > 1 and self.sampler is not None:
             raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
@@ -121,8 +128,11 @@ class CompletionRequest:
                 f"prompt and suffix are {len(ids)} tokens and the context has room for {len(self.ids)} of them; "
                 f"overflow={self.overflow.rule!r} would cut off the tokens that say what is which: shorten them"
             )
-        self.speculation = llama._speculation(own["speculative"])
+        # Beams branch at every token: nothing is drafted for them.
+        self.speculation = None if self.beams is not None else llama._speculation(own["speculative"])
         self.room = _room(llama, len(self.ids))
+        if self.beams is not None:
+            check_request(self, llama.model)
         self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
         with _encoded("a parameter of sampling"):
             self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
@@ -182,6 +192,18 @@ def _max_tokens(value: int | None) -> int | None:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
         raise InvalidArgumentError(f"max_tokens must be at least 0, or None or -1 for no limit, not {value!r}")
     return int(value)
+
+
+def _number_of_texts(own: dict[str, Any]) -> tuple[str, Any]:
+    """How many texts are asked for, and the name of the argument that says it: transformers has another one."""
+    if own["num_return_sequences"] is None:
+        return "n", own["n"]
+    if own["n"] not in (1, own["num_return_sequences"]):
+        raise InvalidArgumentError(
+            f"n={own['n']!r} and num_return_sequences={own['num_return_sequences']!r} are two names of one number: "
+            "give one of them"
+        )
+    return "num_return_sequences", own["num_return_sequences"]
 
 
 def _check_count(name: str, value: Any, low: int, high: int | None) -> int:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyllm.completion.beams import BeamRun
 from pyllm.completion.cache import OWNER
 from pyllm.completion.parallel import ParallelRun
 from pyllm.completion.pieces import Finished, Piece, as_chunk, as_completion
@@ -38,10 +39,15 @@ class CompletionSession:
                 f"best_of={self.request.best_of} with n={self.request.n} chooses when all texts are complete; "
                 "it cannot be streamed"
             )
+        if streamed and self.request.beams is not None:
+            raise InvalidArgumentError(
+                f"num_beams={self.request.beams.num_beams}: a beam search knows its texts when it is complete; "
+                "it cannot be streamed"
+            )
         self.owner = OWNER.get()
         self.aborted = False
         self.runs: list[SingleRun] = []
-        self.parallel: ParallelRun | None = None
+        self.parallel: ParallelRun | BeamRun | None = None
 
     def __enter__(self) -> CompletionSession:
         self.llama._acquire(self)
@@ -73,8 +79,8 @@ class CompletionSession:
 
     def finish(self) -> Completion:
         """Generate all of it."""
-        if ParallelRun.suits(self):
-            self.parallel = ParallelRun(self)
+        if self.request.beams is not None or ParallelRun.suits(self):
+            self.parallel = ParallelRun(self) if self.request.beams is None else BeamRun(self)
             return self._completion(self.parallel.finish())
         return self._completion([run.finish() for run in self._single_runs()])
 
@@ -102,8 +108,8 @@ class CompletionSession:
 
     def _pieces(self) -> Iterator[Piece]:
         if ParallelRun.suits(self):
-            self.parallel = ParallelRun(self)
-            yield from self.parallel.pieces()
+            parallel = self.parallel = ParallelRun(self)
+            yield from parallel.pieces()
             return
         for run in self._single_runs():
             yield from run.pieces()

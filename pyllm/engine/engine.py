@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.engine.adapters import AdapterMethods, Adapters
+from pyllm.engine.beams import BeamLane, BeamText
 from pyllm.engine.between import BetweenSteps
 from pyllm.engine.cache import SequenceCache
 from pyllm.engine.channel import Channel
@@ -162,7 +164,15 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         )
         self._slots = Slots(n_parallel)
         self._context_params = fitted
-        self._lane = Lane(lambda: self._lane_context(of_context))
+        self._lane = Lane(
+            lambda: self._own_context(ContextParams(**of_context, n_ctx=self.context.n_ctx_seq, n_seq_max=1))
+        )
+        fixed = {name: value for name, value in of_context.items() if value is not None}
+        self._beams = BeamLane(
+            lambda sizes: self._own_context(
+                loading.with_n_ctx(self.model, replace(sizes, **fixed), of_model, check=check_memory)
+            )
+        )
         self._counters = Counters()
         self._wake = Wake()
         self._steps = Steps(
@@ -172,6 +182,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._drafts,
             self._vectors,
             self._lane,
+            self._beams,
             Pace(n_batch, target_ms, n_prompt),
             self._counters,
             called=self._wake.called,
@@ -189,9 +200,9 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self._between.thread = self._thread
         self._thread.start()
 
-    def _lane_context(self, of_context: dict[str, Any]) -> Context:
-        params = {name: value for name, value in of_context.items() if value is not None}
-        context = Context(self.model, n_ctx=self.context.n_ctx_seq, n_seq_max=1, **params)
+    def _own_context(self, params: ContextParams) -> Context:
+        """A context for requests that are computed apart from the others."""
+        context = Context(self.model, **given(params))
         if self.context.threadpool is not None:
             context.attach_threadpool(self.context.threadpool)
         return context
@@ -223,7 +234,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             slot: The slot that it is computed in, if that is free then; see :meth:`slots`. None, or -1: any.
             listener: Called with each chunk, and with the exception that ends it, in the engine's thread instead of
                 keeping them for an iteration; it must be quick and raise nothing. With a Channel, in an event loop.
-            **arguments: Those of :meth:`pyllm.Llama.create_completion`.
+            **arguments: Those of :meth:`pyllm.Llama.create_completion`. A beam search runs beside the other requests,
+                in a context of its own that is made when it is needed; its chunks come when the search is complete.
 
         Returns:
             Job: The request on its way.
@@ -252,7 +264,10 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             texts = []
             for index in range(request.best_of):
                 self._numbers += 1
-                text = Text(request, index, self._numbers, priority, alone=deterministic)
+                if request.beams is not None:
+                    text: Text = BeamText(request, index, self._numbers, priority)
+                else:
+                    text = Text(request, index, self._numbers, priority, alone=deterministic)
                 text.task.adapters, text.wanted_slot = adapters, wanted_slot
                 texts.append(text)
             job.begin(texts)
@@ -319,6 +334,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             if self._vectors is not None:
                 self._vectors.close()
             self._lane.close()
+            self._beams.close()
             self.context.close()
             self._adapters.close()
             if self._owns_model:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pyllm.core.context import Context
 from pyllm.core.round import Flag
+from pyllm.engine.beams import BeamLane, BeamText
 from pyllm.engine.cache import SequenceCache
 from pyllm.engine.drafts import Drafts
 from pyllm.engine.job import Job
@@ -37,6 +38,7 @@ class Steps:
         drafts: What guesses ahead.
         vectors: What makes vectors, or None.
         lane: Where deterministic texts are computed.
+        beams: Where beam searches are carried out.
         pace: How many tokens of prompts a step takes.
         counters: What is counted.
         called: Set when somebody wants something: then the steps that need no Python end.
@@ -56,6 +58,7 @@ class Steps:
         drafts: Drafts,
         vectors: VectorQueue | None,
         lane: Lane,
+        beams: BeamLane,
         pace: Pace,
         counters: Counters,
         *,
@@ -69,6 +72,7 @@ class Steps:
         self.jobs: dict[Text, Job] = {}
         self.runner = Runner(context)
         self._slots, self._drafts, self._vectors, self._lane, self._pace = slots, drafts, vectors, lane, pace
+        self._beams = beams
         self._turns = Turns()
         # What the next step computes if nobody comes or goes: the newest token of each of these texts, and no more.
         self._steady: list[tuple[Text, int]] = []
@@ -127,7 +131,10 @@ class Steps:
         self.end_empty()
         tasks = [text.task for text in self.texts.values() if not text.alone and not text.held]
         turn = self._vectors is not None and self._vectors.plan(tasks)
-        alone = [text for text in self.texts.values() if text.alone]
+        searches = [text for text in self.texts.values() if isinstance(text, BeamText)]
+        alone = [text for text in self.texts.values() if text.alone and not isinstance(text, BeamText)]
+        if searches:
+            self._step_search(searches)
         if alone:
             self._step_alone(alone)
         if tasks:
@@ -149,6 +156,24 @@ class Steps:
             self.counters.prompt_tokens += n
         if chosen:
             self._deliver([text], time.perf_counter())
+
+    def _step_search(self, texts: list[BeamText]) -> None:
+        text = self._beams.choose(texts)
+        job = self.jobs[text]
+        mine = [text for text in texts if self.jobs[text] is job]
+        job.started = job.started or time.perf_counter()
+        try:
+            self.counters.prompt_tokens += self._beams.step(mine)
+        except Exception as error:
+            # Of its context as well, which may need more memory than there is.
+            self._fail(job, error)
+            return
+        if self._beams.n_chosen:
+            job.first_token = job.first_token or time.perf_counter()
+        if text.is_found:
+            for each in mine:
+                self.counters.generated_tokens += len(each.tokens)
+                self.end([each], each.outcome)
 
     def _step_together(self, tasks: list[Task]) -> None:
         cache, counters = self.cache, self.counters
@@ -316,7 +341,9 @@ class Steps:
 
     def _leave(self, text: Text) -> None:
         self._drafts.forget(text)
-        if text.alone:
+        if isinstance(text, BeamText):
+            self._beams.forget(text)
+        elif text.alone:
             self._lane.forget(text)
         elif text.task.seq is not None:
             self._slots.end(text)
