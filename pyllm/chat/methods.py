@@ -38,14 +38,18 @@ class ChatMethods:
 
         Args:
             messages: Dicts in OpenAI's shape or :class:`pyllm.chat.types.Message`: role ("system", "developer",
-                "user", "assistant", "tool"), content, tool_calls, tool_call_id, reasoning_content.
+                "user", "assistant", "tool"), content, tool_calls, tool_call_id, reasoning_content. Other keys are
+                left aside. Arguments of a call that was cut off are closed where they end, and a line of text takes
+                the place of a picture in the result of a tool. Messages of the system are joined into one at the
+                beginning where the template writes only that.
             stream: Give an iterator of chunks instead, as :meth:`stream_chat` does.
             tools: What the model may call: dicts in OpenAI's shape, or Python functions, which are described by
                 their type hints and docstring. They are not carried out; see :meth:`run_tools`. A model whose
                 template knows no tools is told about them in the system message.
             tool_choice: "auto": the model decides. "none": no calls. "required": it must call one.
-                ``{"type": "function", "function": {"name": …}}``: it must call this one. The arguments follow the
-                JSON schema of the tool.
+                ``{"type": "function", "function": {"name": …}}``: it must call this one. ``{"type": "allowed_tools",
+                "allowed_tools": {"mode": "auto" | "required", "tools": […]}}``: of those that are described, these may
+                be called. The arguments follow the JSON schema of the tool.
             parallel_tool_calls: Whether an answer may have several calls. None: where the template is made for it.
             response_format, json_schema, grammar, regex, choices: The form of the content; see
                 :meth:`create_completion`. Reasoning comes before it.
@@ -57,7 +61,8 @@ class ChatMethods:
             reasoning_format: "auto" takes reasoning out of the content, "none" leaves it there.
             reasoning_budget: So many tokens of reasoning at most; then its end is forced. 0 forces it at once.
             continue_final_message: Go on with the last message, an assistant's; the result has only what is new.
-                "content" or "reasoning" says which part of it goes on.
+                "content" or "reasoning" says which part of it goes on. None: yes, where the last message is an
+                assistant's without calls. False: begin another message behind it.
             response_prefix: How the answer begins; it is part of the result.
             add_generation_prompt: End the prompt with what begins an answer. None: yes, unless a message goes on.
             **arguments: Those of :meth:`create_completion` but echo and suffix: max_tokens, stop, n, seed,

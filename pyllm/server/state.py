@@ -82,11 +82,13 @@ class ServerState:
         """What generates texts.
 
         Raises:
-            APIError: Nothing does (501), or the server is shutting down (503).
+            APIError: Nothing does (400), or the server is shutting down (503).
         """
         self.check_ready()
         if self._engine is None:
-            raise APIError(501, f"the model {self.alias!r} makes vectors, and no texts", code="unsupported")
+            # No server error: clients would ask again.
+            message = f"the model {self.alias!r} only embeds: it writes no texts; ask it at /v1/embeddings"
+            raise APIError(400, message, code="unsupported")
         return self._engine
 
     @property

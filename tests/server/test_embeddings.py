@@ -162,5 +162,8 @@ def test_what_is_wrong_is_named(vectors, path: str, wrong: dict[str, Any], param
 def test_such_a_server_writes_no_texts(vectors) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         response = vectors.post(path, {"prompt": "a", "messages": []})
-        assert response.status_code == 501
+        assert response.status_code == 400
+        assert "only embeds" in response.json()["error"]["message"]
+    response = vectors.post("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": "a"}]})
+    assert response.status_code == 400 and "only embeds" in response.json()["error"]["message"]
     assert vectors.get("/ready").status_code == vectors.get("/props").status_code == 200

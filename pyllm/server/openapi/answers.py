@@ -5,7 +5,7 @@ from __future__ import annotations
 from pyllm.server.openapi.kinds import BOOLEAN, INTEGER, NUMBER, STRING, Schema, answer, maybe, refer
 
 _NULL_STRING: Schema = {"type": ["string", "null"]}
-_REASON: Schema = {"enum": ["stop", "length", "tool_calls"]}
+_REASON: Schema = {"enum": ["stop", "length", "tool_calls", "function_call"]}
 
 ERROR = answer({"error": answer({"message": STRING, "type": STRING, "param": _NULL_STRING, "code": _NULL_STRING})})
 ANTHROPIC_ERROR = answer({"type": {"const": "error"}, "error": answer({"type": STRING, "message": STRING})})

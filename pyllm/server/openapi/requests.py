@@ -29,6 +29,12 @@ from pyllm.server.sampling import INTEGERS, LAST_N, MOST_LOGPROBS, MOST_STOPS, M
 _ANY: Schema = {}
 _OBJECT: Schema = {"type": "object"}
 _MODEL = {"model": text("The name of the model.")}
+_SCHEMA: Schema = {
+    "type": ["object", "boolean", "string", "null"],
+    "description": "A JSON schema, or its JSON as text.",
+}
+_FILLED: Schema = {"type": ["string", "null"], "minLength": 1}
+_CHOICES: Schema = {"type": ["array", "null"], "items": {"type": "string"}, "minItems": 1}
 
 
 ADAPTERS: Schema = {
@@ -52,7 +58,7 @@ def _sampling() -> dict[str, Schema]:
         result[name] = integer("", -1 if name in LAST_N else int(low), int(high))
     bias = {"anyOf": [{"type": "number"}, {"const": False}]}
     pairs = {"type": "array", "items": {"type": "array", "prefixItems": [_ANY, bias], "minItems": 2, "maxItems": 2}}
-    stops: dict[str, Any] = {"type": "array", "items": {"type": "string", "minLength": 1}, "maxItems": MOST_STOPS}
+    stops: dict[str, Any] = {"type": "array", "items": {"type": "string"}, "maxItems": MOST_STOPS}
     return result | {
         "seed": integer("The same seed gives the same text where nothing else runs.", -(2**63)),
         "logit_bias": {
@@ -60,8 +66,8 @@ def _sampling() -> dict[str, Schema]:
             "description": "Numbers that are added to logits, by token; false and -100 forbid one.",
         },
         "stop": {
-            "anyOf": [{"type": "string", "minLength": 1}, stops, {"type": "null"}],
-            "description": "Texts before which the answer ends.",
+            "anyOf": [{"type": "string"}, stops, {"type": "null"}],
+            "description": "Texts before which the answer ends; empty ones are left aside.",
         },
         "samplers": texts("Names of samplers, in the order in which they are applied."),
         "dry_sequence_breakers": texts("Texts at which a repetition ends."),
@@ -89,6 +95,16 @@ def _forms() -> dict[str, Schema]:
         ),
         "json_schema": {"type": ["object", "boolean", "null"], "description": "A JSON schema that the text fits."},
         "grammar": text("A grammar in GBNF that the text follows."),
+        "structured_outputs": maybe(
+            record(
+                {"json": _SCHEMA, "regex": _FILLED, "choice": _CHOICES, "grammar": _FILLED, "json_object": flag()},
+                about="vLLM's object for the form.",
+            )
+        ),
+        "guided_json": _SCHEMA,
+        "guided_regex": _FILLED,
+        "guided_choice": _CHOICES,
+        "guided_grammar": _FILLED,
     }
 
 
@@ -105,7 +121,9 @@ _PROMPT: Schema = {
     "description": "A text, token ids, or a list of these.",
 }
 
-_PART = record({"type": {"const": "text"}, "text": STRING}, "type", "text")
+_TEXT_PART = record({"type": {"enum": ["text", "input_text", "output_text"]}, "text": STRING}, "type", "text")
+_REFUSAL = record({"type": {"const": "refusal"}, "refusal": STRING}, "type", "refusal")
+_PART: Schema = {"anyOf": [_TEXT_PART, _REFUSAL]}
 _CALL = record({"type": {"const": "function"}, "function": record({"name": STRING}, "name")}, "function")
 MESSAGE = record(
     {
@@ -115,15 +133,31 @@ MESSAGE = record(
         "tool_calls": items(_CALL),
         "tool_call_id": text(),
         "name": text(),
+        "refusal": text("What an assistant without content said."),
+        "function_call": maybe(record({"name": STRING}, "name"), "A call in OpenAI's form before there were tools."),
     },
     "role",
 )
 _FUNCTION = record({"name": STRING, "description": text(), "parameters": _ANY}, "name")
 TOOL = record({"type": {"const": "function"}, "function": _FUNCTION}, "type", "function")
+_NAMED: Schema = {
+    "anyOf": [
+        record({"type": {"const": "function"}, "function": record({"name": STRING}, "name")}, "type", "function"),
+        record({"type": {"const": "function"}, "name": STRING}, "type", "name"),
+    ]
+}
+_ALLOWED: dict[str, Schema] = {"mode": {"enum": ["auto", "required"]}, "tools": {"type": "array", "items": _NAMED, "minItems": 1}}
 _TOOL_CHOICE: Schema = {
     "anyOf": [
         {"enum": ["auto", "none", "required", None]},
-        record({"type": {"const": "function"}, "function": record({"name": STRING}, "name")}, "function"),
+        record({"type": {"enum": ["auto", "none", "required"]}}, "type"),
+        *_NAMED["anyOf"],
+        record(
+            {"type": {"const": "allowed_tools"}, "allowed_tools": record(_ALLOWED, "mode", "tools")},
+            "type",
+            "allowed_tools",
+        ),
+        record({"type": {"const": "allowed_tools"}, **_ALLOWED}, "type", "mode", "tools"),
     ]
 }
 
@@ -157,6 +191,8 @@ CHAT = record(
         "tools": items(refer("Tool")),
         "tool_choice": _TOOL_CHOICE,
         "parallel_tool_calls": flag("Whether there may be more than one call."),
+        "functions": items(_FUNCTION, "OpenAI's form before there were tools; answered with function_call."),
+        "function_call": {"anyOf": [{"enum": ["auto", "none", None]}, record({"name": STRING}, "name")]},
         "logprobs": flag("Whether to tell how likely the tokens were."),
         "top_logprobs": integer("How many of the likeliest tokens to name at each place.", 0, MOST_LOGPROBS),
         "chat_template_kwargs": maybe(_OBJECT, "What the template is given besides."),
@@ -164,7 +200,10 @@ CHAT = record(
         "reasoning_format": text(),
         "reasoning_budget": integer("Most tokens of reasoning; -1: any number.", -1),
         "enable_thinking": flag(),
-        "continue_final_message": flag("Whether the last message, the assistant's, is gone on with."),
+        "continue_final_message": {
+            "enum": [True, False, "content", "reasoning", None],
+            "description": "Whether the last message, the assistant's, goes on. By default it does.",
+        },
         "add_generation_prompt": flag(),
     },
     "messages",
@@ -174,13 +213,13 @@ _RESPONSE_ITEM = record({"type": text(), "role": text(), "content": _ANY})
 RESPONSE = record(
     {
         **_MODEL,
-        "input": {"anyOf": [STRING, {"type": "array", "items": _RESPONSE_ITEM, "minItems": 1}]},
+        "input": {"anyOf": [STRING, {"type": "array", "items": _RESPONSE_ITEM}]},
         "instructions": text("The system message."),
         "max_output_tokens": integer("Most tokens of the answer.", 1),
         **{name: _sampling()[name] for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
         "text": maybe(record({"format": maybe(_OBJECT)}), "The form of the answer."),
         "tools": items(_OBJECT, "Of these, functions are offered; others are left out."),
-        "tool_choice": {"anyOf": [{"type": ["string", "null"]}, record({"name": STRING}, "name")]},
+        "tool_choice": _TOOL_CHOICE,
         "parallel_tool_calls": flag(),
         "reasoning": maybe(record({"effort": text()})),
         "metadata": maybe(_OBJECT),
@@ -208,6 +247,7 @@ MESSAGES = record(
         "max_tokens": {"type": "integer", "minimum": 1},
         "stop_sequences": _sampling()["stop"],
         **{name: _sampling()[name] for name in ("temperature", "top_p", "top_k", "min_p", "seed")},
+        "output_config": maybe(record({"format": maybe(_OBJECT)}), "The form of the answer."),
         "stream": flag(),
     },
     "messages",
@@ -225,9 +265,9 @@ _NATIVE: dict[str, Schema] = {
     **_MODEL,
     **_sampling(),
     **_forms(),
-    # Here a letter stands for each sampler, too, and an empty text in a list of stops for none.
+    # Here a letter stands for each sampler, too.
     "samplers": texts("Names of samplers, or a letter for each."),
-    "stop": {"anyOf": [{"type": "string", "minLength": 1}, items(STRING)], "description": "Texts that end a text."},
+    "stop": {"anyOf": [{"type": "string"}, items(STRING)], "description": "Texts that end a text."},
     "stream": flag("Whether the answer comes in pieces, as server-sent events."),
     "n_cmpl": integer("How many texts.", 1, MOST_TEXTS),
     "n_probs": integer("How many of the likeliest tokens to name at each place.", 0, MOST_LOGPROBS),

@@ -156,7 +156,7 @@ def _add(messages: list[dict[str, Any]], item: Fields, where: str) -> None:
         raise invalid(f"{where}.type", f"{where} is of type {str(kind)[:40]!r}, which this server does not know")
 
 
-def _called(item: Fields, kind: str) -> str:
+def _called(item: Fields, kind: str) -> Any:
     if kind == "function_call":
         return _joined_name(item.text("namespace"), item.need("name"))
     return str(item.need("name")) if kind == "custom_tool_call" else kind.removesuffix("_call")
