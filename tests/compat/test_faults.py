@@ -313,6 +313,10 @@ def test_arguments_without_a_meaning(make):
     make(n_parts=-1, f16_kv=True, lora_base=None)  # as LangChain hands them over
     with pytest.warns(UserWarning, match="n_parts"):
         make(n_parts=2)
+    make(callback_manager=None)
+    # LangChain's LlamaCpp knows it no more, and hands it over with the rest.
+    with pytest.warns(UserWarning, match="callbacks="):
+        make(callback_manager=object())
     llm = make()
     with pytest.warns(UserWarning, match="tfs_z"):
         llm(PROMPT, max_tokens=1, tfs_z=0.5)

@@ -131,6 +131,14 @@ def test_langchain(installed, tiny_models):
     assert isinstance(answer, str)
     assert "".join(llm.stream("the number")) == answer
     assert llm.get_num_tokens("the number") > 1
+    # As LangChain's own page makes one; its class hands over what it does not know.
+    from langchain_core.callbacks import CallbackManager, StreamingStdOutCallbackHandler
+
+    manager = CallbackManager([StreamingStdOutCallbackHandler()])
+    documented = LlamaCpp(
+        model_path=path, temperature=0, max_tokens=8, top_p=1, n_threads=1, callback_manager=manager, verbose=True
+    )
+    assert documented.invoke("the number") == answer
     constrained = LlamaCpp(model_path=path, grammar='root ::= "yes" | "no"', max_tokens=8, n_threads=1, verbose=False)
     assert constrained.invoke("the number") in ("yes", "no")
 

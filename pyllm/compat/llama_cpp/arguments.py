@@ -24,6 +24,9 @@ _OUTDATED: dict[str, tuple[Any, ...]] = {
     "spm_infill": (False, None),
 }
 
+# Arguments of LangChain's own classes, which these hand over with the rest, and what to do in their place.
+_CALLERS = {"callback_manager": "give LangChain's LlamaCpp callbacks=[...] in its place"}
+
 # ggml's strategies by number.
 _NUMA = ("disabled", "distribute", "isolate", "numactl", "mirror")
 
@@ -58,12 +61,16 @@ _RENAMED: dict[str, tuple[str, Any]] = {
 
 
 def outdated(arguments: Mapping[str, Any], known: list[str]) -> None:
-    """Accept what has no meaning any more; warn where it was meant to have one, and refuse all else.
+    """Accept what has no meaning any more or none here; warn where it was meant to have one, and refuse all else.
 
     Raises:
         UnknownArgumentError: An argument exists in no version; the message names the nearest one.
     """
     for name, value in arguments.items():
+        if name in _CALLERS:
+            if value is not None:
+                warnings.warn(f"{name} has no effect on a model: {_CALLERS[name]}", UserWarning, stacklevel=4)
+            continue
         if name not in _OUTDATED:
             raise unknown_argument(name, [*known, *_OUTDATED], "Llama()")
         if not any(value is other or value == other for other in _OUTDATED[name]):
