@@ -120,6 +120,24 @@ class InvalidArgumentError(PyllmError, ValueError):
     """An argument has a value that llama.cpp cannot work with."""
 
 
+class TextTooLongError(InvalidArgumentError):
+    """A text to embed or to rank has more tokens than the model can read at once.
+
+    Attributes:
+        index: Its place among the texts or documents, from 0; None: it is the query.
+        n_tokens: Its tokens, with those that the model puts around it.
+        limit: The most tokens that can be read at once.
+    """
+
+    def __init__(
+        self, *args: object, index: int | None = None, n_tokens: int = 0, limit: int = 0, **details: Any
+    ) -> None:
+        super().__init__(*args, **details)
+        self.index = index
+        self.n_tokens = n_tokens
+        self.limit = limit
+
+
 class UnknownArgumentError(PyllmError, TypeError):
     """A keyword argument has a name that does not exist."""
 

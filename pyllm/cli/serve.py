@@ -118,7 +118,13 @@ def serve(
         float, _several("--model-timeout", min=1, help="Seconds that a request waits for its model to be loaded.")
     ] = 300,
     alias: Annotated[
-        str | None, _server("--alias", "-a", envvar="LLAMA_ARG_ALIAS", help="The name of the model in answers.")
+        str | None,
+        _server(
+            "--alias",
+            "-a",
+            envvar="LLAMA_ARG_ALIAS",
+            help="The name of the model in answers. Default: its alias or reference, or the name of its file.",
+        ),
     ] = None,
     host: Annotated[
         str, _server("--host", envvar="LLAMA_ARG_HOST", help="The address to listen at, or a path that ends in .sock.")
@@ -280,6 +286,8 @@ def serve(
     accepted.check()
     config_of_http = http.config()
     wanted = wanted_models(ctx, named, model, models_dir)
+    if not wanted.several:
+        values["alias"] = alias or wanted.models[0].default_name
     settings = _settings(SimpleNamespace(**values))
     log = partial(set_up_log, as_json=log_json, verbose=verbose, file=http.log_file, stderr=not http.log_disable)
     with ExitStack() as stack:

@@ -41,6 +41,15 @@ class WantedModel:
         """When it is loaded: "start" or "demand"."""
         return str(self.table.get("load", "demand"))
 
+    @property
+    def default_name(self) -> str | None:
+        """What requests call it where nobody named it: its alias or reference. None: the name of its file."""
+        from pyllm.hub.resolve import is_reference
+
+        if os.path.isfile(self.reference) or "://" in self.reference or not is_reference(self.reference):
+            return None
+        return self.reference
+
     def over(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values of all parameters, with those of its table."""
         result = dict(values)

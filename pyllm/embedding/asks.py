@@ -19,7 +19,7 @@ from pyllm.embedding.types import Embedding, EmbeddingResponse, EmbeddingUsage, 
 from pyllm.embedding.vectors import Normalize, check_dimensions, norm_of, normalized
 from pyllm.embedding.windows import Overflow, check_overflow, plan
 from pyllm.enums import PoolingType
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, TextTooLongError
 
 T = TypeVar("T")
 Vectors = list[NDArray[np.float32]]
@@ -79,10 +79,24 @@ def vectors_ask(
     dimensions: int | None = None,
     parse_special: bool = False,
     name: Callable[[int], str] | None = None,
+    blank: bool = False,
+    most: int | None = None,
 ) -> Ask[tuple[Any, int, bool]]:
     """Vectors; see :meth:`pyllm.Llama.embed`.
 
     The result has the vectors, how many tokens they took, and whether it was one text alone.
+
+    Args:
+        asked: Computes them.
+        input: See there.
+        pooling: See there.
+        normalize: See there.
+        overflow: See there.
+        dimensions: See there.
+        parse_special: See there.
+        name: What to call a text in messages, by its place.
+        blank: Whether a text without tokens of its own has the vector of those that the model puts around every text.
+        most: Tokens at which texts end, where that is less than the model can read.
     """
     called = numbered if name is None else name
     model = asked.model
@@ -97,8 +111,11 @@ def vectors_ask(
     n_embd = len(model.cls_labels) or 1 if scores else model.n_embd_out
     kept = check_dimensions(dimensions, n_embd)
     texts, alone = several(input)
-    tokens = [tokens_of(model.vocab, text, called(i), parse_special=parse_special) for i, text in enumerate(texts)]
-    windows = plan(tokens, model.vocab, asked.limit, overflow, called)
+    tokens = [
+        tokens_of(model.vocab, text, called(i), parse_special=parse_special, blank=blank)
+        for i, text in enumerate(texts)
+    ]
+    windows = plan(tokens, model.vocab, asked.limit if most is None else min(most, asked.limit), overflow, called)
 
     def finish(found: Vectors) -> tuple[Any, int, bool]:
         vectors = windows.combined(found)
@@ -185,9 +202,12 @@ def _scores_by_model(
         tokens = form.tokens(query, document)
         if len(tokens) > limit:
             if overflow == "error":
-                raise InvalidArgumentError(
+                raise TextTooLongError(
                     f"the query with document {i} has {len(tokens)} tokens, and at most {limit} can be computed at "
-                    "once; overflow='truncate' cuts the document"
+                    "once; overflow='truncate' cuts the document",
+                    index=i,
+                    n_tokens=len(tokens),
+                    limit=limit,
                 )
             tokens = form.truncated(query, document, limit, i)
         pairs.append(tokens)

@@ -47,7 +47,7 @@ def several(value: Text | Texts, what: str = "input") -> tuple[list[Text], bool]
     return texts, False
 
 
-def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool) -> NDArray[np.int32]:
+def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool, blank: bool = False) -> NDArray[np.int32]:
     """The token ids of a text, with those that the model puts around every text; ids pass through, checked.
 
     Args:
@@ -55,6 +55,7 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool) -> ND
         text: Text or ids.
         name: What to call it in messages.
         parse_special: Whether names of control tokens in the text count as these.
+        blank: Whether the tokens that the model puts around every text are enough.
 
     Returns:
         NDArray: int32, shape (n,), with n > 0.
@@ -63,10 +64,12 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool) -> ND
         InvalidArgumentError: It is empty, or something else than text or ids of this vocabulary.
     """
     if is_text(text):
-        if not text:
+        if not text and not blank:
             raise InvalidArgumentError(f"{name} is empty: there is nothing to embed")
         tokens = vocab.tokenize(text, parse_special=parse_special)
-        if len(parts_of(tokens, vocab)[1]) == 0:
+        if len(tokens) == 0 and blank:
+            raise InvalidArgumentError(f"{name} is empty, and the model puts no tokens around it: it has no vector")
+        if len(parts_of(tokens, vocab)[1]) == 0 and not blank:
             raise InvalidArgumentError(f"{name} has no tokens of its own: there is nothing to embed")
         return tokens
     if not is_one(text):

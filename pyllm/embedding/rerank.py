@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pyllm.core.model import Model
 from pyllm.enums import TokenAttr
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, TextTooLongError
 
 _PLACES = re.compile(r"\{(query|document)\}")
 
@@ -45,7 +45,7 @@ class PairFormat:
         """The same with as much of the document's beginning as fits.
 
         Raises:
-            InvalidArgumentError: The query alone is too long.
+            TextTooLongError: The query alone is too long.
         """
         tokens = self.tokens(query, document)
         inner = self._plain(document)
@@ -54,9 +54,11 @@ class PairFormat:
             keep -= len(tokens) - limit
             if keep < 1:
                 n_query = len(self.tokens(query, b""))
-                raise InvalidArgumentError(
+                raise TextTooLongError(
                     f"the query takes {n_query} tokens, which leaves no room for document {index}: "
-                    f"at most {limit} can be computed at once"
+                    f"at most {limit} can be computed at once",
+                    n_tokens=n_query,
+                    limit=limit,
                 )
             if self.template is None:
                 tokens = self._joined(self._plain(query), inner[:keep])

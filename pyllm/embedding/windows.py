@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.core.vocab import Vocab
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, TextTooLongError
 
 Overflow = Literal["error", "truncate", "mean"]
 
@@ -69,7 +69,7 @@ def plan(
         name: What to call a text in messages, by its place among them.
 
     Raises:
-        InvalidArgumentError: A text is longer, and the rule is "error".
+        TextTooLongError: A text is longer, and the rule is "error".
     """
     windows: list[NDArray[np.int32]] = []
     owners: list[int] = []
@@ -77,9 +77,12 @@ def plan(
         if len(tokens) <= limit:
             parts = [tokens]
         elif overflow == "error":
-            raise InvalidArgumentError(
+            raise TextTooLongError(
                 f"{name(index)} has {len(tokens)} tokens, and at most {limit} can be computed at once; "
-                "overflow='truncate' takes the beginning, overflow='mean' the mean of windows"
+                "overflow='truncate' takes the beginning, overflow='mean' the mean of windows",
+                index=index,
+                n_tokens=len(tokens),
+                limit=limit,
             )
         else:
             head, inner, tail = parts_of(tokens, vocab)

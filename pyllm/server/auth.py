@@ -54,7 +54,7 @@ class PageMiddleware:
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if "origin" in headers and kind != "application/json":
                 message = "from web pages requests need 'Content-Type: application/json'"
-                await APIError(415, message, code="not_json").response()(scope, receive, send)
+                await APIError(415, message, code="not_json").response(scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -81,7 +81,7 @@ class KeyMiddleware:
             code="invalid_api_key",
             headers={"WWW-Authenticate": "Bearer"},
         )
-        await error.response()(scope, receive, send)
+        await error.response(scope)(scope, receive, send)
 
 
 def _key(headers: Headers) -> str:

@@ -98,11 +98,12 @@ class _Crowded:
         self.state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].removeprefix(self.state.settings.api_prefix) in PUBLIC:
+        settings = self.state.settings
+        path = scope.get("path", "").removeprefix(settings.api_prefix)
+        if scope["type"] != "http" or path in PUBLIC:
             await self.app(scope, receive, send)
             return
-        settings = self.state.settings
         self.state.metrics.http_requests.labels("other", "503").inc()
         error = unavailable(f"there are {settings.max_connections} connections already", settings.retry_after)
         error.headers["Connection"] = "close"
-        await error.response()(scope, receive, send)
+        await error.response({**scope, "path": path})(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Errors as clients get them: in the shape of OpenAI's API, with the parameter that was wrong."""
+"""Errors as clients get them: in the shape of the API that they speak, with the parameter that was wrong."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from pyllm.engine import QueueFullError
 from pyllm.errors import (
@@ -24,6 +25,10 @@ from pyllm.errors import (
     UnknownArgumentError,
 )
 
+# Where a request finds the name that its line in the log has.
+REQUEST_ID = "pyllm_request_id"
+# OpenAI's code for what has more tokens than there is room for.
+TOO_LONG = "context_length_exceeded"
 # What nobody sees but the log; nginx's number.
 CLIENT_GONE = 499
 
@@ -42,6 +47,14 @@ _THEIRS = (
 _NAMED = re.compile(
     r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?:\[\"type\"\])?(?: must |: | is empty|=| has no effect| names | has a key )"
 )
+_ANTHROPIC_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
 _TOO_LONG = re.compile(r"the prompt has (\d+) tokens and the context holds n_ctx=(\d+)")
 
 
@@ -83,9 +96,33 @@ class APIError(Exception):
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return {"error": error | self.numbers}
 
-    def response(self) -> Response:
-        """As a response."""
-        return json_response(self.to_dict(), self.status, self.headers)
+    def to_anthropic(self, scope: Scope) -> dict[str, Any]:
+        """In the shape of Anthropic's API.
+
+        Args:
+            scope: The request, whose name in the log is in the answer.
+        """
+        message = self.message
+        if self.code == TOO_LONG and "n_ctx" in self.numbers:
+            # Programs that shorten their chat by themselves look for these words.
+            n_prompt, n_ctx = self.numbers["n_prompt_tokens"], self.numbers["n_ctx"]
+            message = f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum; {message}"
+        kind = _ANTHROPIC_KINDS.get(self.status) or ("invalid_request_error" if self.status < 500 else "api_error")
+        answer: dict[str, Any] = {"type": "error", "error": {"type": kind, "message": message}}
+        return answer | ({"request_id": scope[REQUEST_ID]} if REQUEST_ID in scope else {})
+
+    def response(self, scope: Scope) -> Response:
+        """As a response to a request, in the shape of the API that it speaks."""
+        shaped = self.to_anthropic(scope) if speaks_anthropic(scope) else self.to_dict()
+        return json_response(shaped, self.status, self.headers)
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Whether a request is one to Anthropic's API: by its path, or by the header that this API has alone."""
+    path: str = scope["path"]
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return True
+    return any(name == b"anthropic-version" for name, _ in scope.get("headers", ()))
 
 
 def invalid(param: str | None, message: str, *, code: str | None = None) -> APIError:
@@ -100,7 +137,7 @@ def too_long(n_prompt: int, n_ctx: int, param: str | None) -> APIError:
         f"the prompt has {n_prompt} tokens, which exceeds the available context size of {n_ctx} tokens; shorten it, "
         "or start the server with a larger -c",
         param=param,
-        code="context_length_exceeded",
+        code=TOO_LONG,
         kind="exceed_context_size_error",
         numbers={"n_prompt_tokens": n_prompt, "n_ctx": n_ctx},
     )
@@ -154,8 +191,7 @@ def unavailable(message: str, retry_after: int) -> APIError:
 
 async def on_api_error(request: Request, error: Exception) -> Response:
     """Starlette's handler of all exceptions that endpoints raise."""
-    del request
-    return as_api_error(error).response()
+    return as_api_error(error).response(request.scope)
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
@@ -166,7 +202,7 @@ async def on_http_error(request: Request, error: Exception) -> Response:
         message = f"there is no {request.url.path} here"
     elif error.status_code == 405:
         message = f"{request.url.path} takes no {request.method}"
-    return APIError(error.status_code, message, headers=dict(error.headers or {})).response()
+    return APIError(error.status_code, message, headers=dict(error.headers or {})).response(request.scope)
 
 
 HANDLERS: dict[Any, Callable[..., Any]] = {

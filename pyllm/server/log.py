@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pyllm.server.auth import PUBLIC
-from pyllm.server.errors import CLIENT_GONE, as_api_error
+from pyllm.server.errors import CLIENT_GONE, REQUEST_ID, as_api_error, speaks_anthropic
 from pyllm.server.state import ServerState
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _KEY = "pyllm_log"
 
 
 class LogMiddleware:
-    """Logs each request when it has ended, counts it, and gives it an ``X-Request-Id``.
+    """Logs each request when it has ended, counts it, and names it in ``X-Request-Id`` (Anthropic: ``request-id``).
 
     Args:
         app: What requests pass to.
@@ -45,13 +45,15 @@ class LogMiddleware:
         started, status = time.perf_counter(), 0
         details: dict[str, Any] = {}
         scope[_KEY] = details
-        request_id = f"req_{uuid.uuid4().hex}"
+        scope[REQUEST_ID] = request_id = f"req_{uuid.uuid4().hex}"
+        names = ("X-Request-Id", "request-id") if speaks_anthropic(scope) else ("X-Request-Id",)
 
         async def note(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                for name in names:
+                    MutableHeaders(scope=message)[name] = request_id
             await send(message)
 
         try:
@@ -60,7 +62,7 @@ class LogMiddleware:
             # A response that has begun cannot become another one.
             if status:
                 raise
-            await as_api_error(error).response()(scope, receive, note)
+            await as_api_error(error).response(scope)(scope, receive, note)
         finally:
             # Only paths that exist: a label for each of anybody's inventions would fill the memory.
             path = scope["path"] if "endpoint" in scope and not scope.get("path_params") else "other"

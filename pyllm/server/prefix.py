@@ -31,6 +31,6 @@ class PrefixMiddleware:
             return
         if not path.startswith(f"{self.prefix}/"):
             error = APIError(404, f"there is no {path} here: all paths begin with {self.prefix}")
-            await error.response()(scope, receive, send)
+            await error.response(scope)(scope, receive, send)
             return
         await self.app({**scope, "path": path[len(self.prefix) :]}, receive, send)

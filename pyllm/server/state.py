@@ -104,11 +104,19 @@ class ServerState:
 
     @property
     def embedder(self) -> EmbeddingMethods:
-        """What makes vectors; it raises as :attr:`engine` does."""
+        """What makes vectors.
+
+        Raises:
+            APIError: Nothing does (400), or the server is shutting down (503).
+        """
         self.check_ready()
         if self._embedder is None:
-            message = f"the model {self.alias!r} was not started for vectors: start the server with --embeddings"
-            raise APIError(501, message, code="unsupported")
+            # Not 501: clients ask again after a status of the server's, as if it could become another one.
+            message = (
+                f"the model {self.alias!r} was not started for embeddings: start the server with --embeddings, "
+                "or serve a model that was made for them"
+            )
+            raise APIError(400, message, param="model", code="unsupported", kind="not_supported_error")
         return self._embedder
 
     def check_ready(self) -> None:

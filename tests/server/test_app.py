@@ -125,7 +125,10 @@ def test_a_body_that_is_no_json_object(server, content: bytes) -> None:
 def test_unknown_paths_and_methods(server) -> None:
     assert "/v2/nothing" in error_of(server.get("/v2/nothing"), 404)["message"]
     error_of(server.get("/v1/completions"), 405)
-    error_of(server.post("/v1/embeddings", {"input": "x"}), 501)
+    error = error_of(server.post("/v1/embeddings", {"input": "x"}), 400)
+    # OpenAI's client asks again after a status of 500 and more.
+    assert (error["code"], error["param"]) == ("unsupported", "model")
+    assert "--embeddings" in error["message"]
 
 
 def test_every_answer_has_a_name(server) -> None:

@@ -255,6 +255,7 @@ def test_a_crowd_behind_a_prefix(start: Callable[..., Served], engine: Prompted)
     with connect(server):
         wait_for(lambda: len(server.runner.server_state.connections) == 1)
         assert server.get("/llm/v1/models").status_code == 503
+        assert server.get("/llm/v1/messages").json()["error"]["type"] == "overloaded_error"
         assert server.get("/llm/health").status_code == 200
 
 

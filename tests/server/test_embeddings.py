@@ -70,6 +70,17 @@ def test_a_reranker(start, tiny_models) -> None:
         assert all(rank["text"] == TEXTS[rank["index"]] for rank in ranks)
         assert [rank["score"] for rank in ranks] == pytest.approx([one.relevance_score for one in expected], abs=1e-4)
         assert "text" not in server.post("/rerank", {"query": "cat", "texts": TEXTS}).json()[0]
+        # A document that is too long, and a query that leaves no room for one.
+        long = {"query": "cat", "documents": ["no", "the cat " * 5000]}
+        error = server.post("/v1/rerank", long).json()["error"]
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "documents[1]")
+        answer = server.post("/v1/rerank", {**long, "truncate": True}).json()
+        expected = llm.rerank("cat", long["documents"], overflow="truncate")
+        assert [one["index"] for one in answer["results"]] == [one.index for one in expected]
+        error = server.post("/v1/rerank", {"query": "the cat " * 5000, "documents": ["a"], "truncate": True}).json()
+        assert (error["error"]["code"], error["error"]["param"]) == ("context_length_exceeded", "query")
+        error = server.post("/v1/embeddings", {"input": "cat"}).json()["error"]
+        assert error["param"] == "model" and "/v1/rerank" in error["message"]
         server.stop()
 
 
@@ -142,7 +153,17 @@ def test_many_clients_are_queued_or_refused(vectors, engine_of_vectors) -> None:
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),
         ("/v1/embeddings", {"input": "a", "dimensions": 10**6}, "dimensions"),
         ("/v1/embeddings", {"input": "the cat " * 5000}, "input"),
+        ("/v1/embeddings", {"input": ["a", "the cat " * 5000]}, "input[1]"),
+        ("/v1/embeddings", {"input": ["a", []]}, "input[1]"),
+        ("/v1/embeddings", {"input": "a", "truncate": "START"}, "truncate"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ("/v1/embeddings", {"input": "a", "truncate_prompt_tokens": 10**6}, "truncate_prompt_tokens"),
+        ("/v1/embeddings", {"input": "a", "truncate": False, "truncate_prompt_tokens": 5}, "truncate"),
+        ("/v1/embeddings", {"input": [[5], [5, 10**6]]}, "input[1]"),
+        ("/embedding", {"content": ["a", "the cat " * 5000]}, "content[1]"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"]}, "model"),
         ("/v1/rerank", {"documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "", "documents": ["a"]}, "query"),
         ("/v1/rerank", {"query": "a"}, "documents"),
         ("/v1/rerank", {"query": "a", "documents": [5]}, "documents[0]"),
         ("/v1/rerank", {"query": "a", "texts": [5]}, "texts[0]"),
@@ -157,6 +178,96 @@ def test_what_is_wrong_is_named(vectors, path: str, wrong: dict[str, Any], param
     response = vectors.post(path, wrong)
     assert response.status_code == 400, response.text
     assert response.json()["error"]["param"] == param, response.text
+
+
+def test_a_text_that_is_too_long_says_what_a_client_can_do(vectors, bert) -> None:
+    long = "the cat " * 5000
+    response = vectors.post("/v1/embeddings", {"input": ["no way", long]})
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "input[1]")
+    assert '"truncate": true' in error["message"] and "overflow" not in error["message"]
+    limit = error["n_ctx"]
+    assert error["n_prompt_tokens"] > limit > 0
+    expected = bert.embed(["no way", long], overflow="truncate")
+    for truncate in (True, "END", "end"):
+        answer = vectors.post("/v1/embeddings", {"input": ["no way", long], "truncate": truncate}).json()
+        found = [one["embedding"] for one in answer["data"]]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for field in ({"truncate": False}, {"truncate": "NONE"}, {"truncate": None}):
+        assert vectors.post("/v1/embeddings", {"input": long, **field}).status_code == 400
+    native = vectors.post("/embedding", {"content": long, "truncate": True}).json()
+    np.testing.assert_allclose(native[0]["embedding"][0], expected[1], rtol=1e-4, atol=1e-5)
+
+
+def test_texts_end_at_a_number_of_tokens(vectors, bert) -> None:
+    # With the two tokens around it, as vLLM counts them.
+    ids = bert.vocab.tokenize("the cat sat").tolist()
+    answer = vectors.post("/v1/embeddings", {"input": "the cat sat", "truncate_prompt_tokens": 4}).json()
+    assert answer["usage"]["prompt_tokens"] == 4 < len(ids)
+    expected = bert.embed([*ids[:3], ids[-1]])
+    np.testing.assert_allclose(answer["data"][0]["embedding"], expected, rtol=1e-4, atol=1e-5)
+    whole = vectors.post("/v1/embeddings", {"input": "the cat " * 5000, "truncate_prompt_tokens": -1})
+    assert whole.status_code == 200
+
+
+def test_a_blank_text_among_others(vectors, bert) -> None:
+    """It has the vector of the tokens around every text, as in llama-server and sentence-transformers."""
+    around = bert.vocab.tokenize("").tolist()
+    assert len(around) == 2
+    for blank in ("", " ", "\n"):
+        answer = vectors.post("/v1/embeddings", {"input": [TEXTS[0], blank, TEXTS[1]]}).json()
+        found = np.array([one["embedding"] for one in answer["data"]])
+        np.testing.assert_allclose(found[[0, 2]], bert.embed(TEXTS[:2]), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[1], bert.embed(around), rtol=1e-4, atol=1e-5)
+
+
+def test_a_blank_text_that_has_no_token_at_all_is_named(start, tiny_models) -> None:
+    with Engine(tiny_models.make("llama", vocab="bpe"), n_threads=1, n_ctx=256, embeddings=True) as engine:
+        assert len(engine.vocab.tokenize("")) == 0
+        server = start(engine)
+        response = server.post("/v1/embeddings", {"input": ["the cat", ""]})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "input[1]"
+        server.stop()
+
+
+def test_lists_of_texts_and_ids_as_llama_server_takes_them(vectors, bert) -> None:
+    ids = bert.vocab.tokenize(TEXTS[0]).tolist()
+    expected = bert.embed(ids)
+    inputs = [ids, [*ids[:2], " " + TEXTS[0].partition(" ")[2], ids[-1]], {"prompt_string": TEXTS[0]}]
+    answer = vectors.post("/v1/embeddings", {"input": inputs}).json()
+    for one in answer["data"]:
+        np.testing.assert_allclose(one["embedding"], expected, rtol=1e-4, atol=1e-5)
+    assert len(vectors.post("/v1/embeddings", {"input": inputs[1]}).json()["data"]) == 1
+    assert vectors.post("/v1/embeddings", {"input": ["a", 5]}).status_code == 400
+
+
+def test_ids_of_another_tokenizer_are_refused(vectors, bert) -> None:
+    """LangChain's OpenAIEmbeddings sends those of OpenAI's tokenizer by itself."""
+    n_vocab = len(bert.vocab)
+    for ids in ([5, n_vocab], [791, 8415, 7731, 389, 279, 5634]):
+        response = vectors.post("/v1/embeddings", {"input": [TEXTS[0], ids]})
+        error = response.json()["error"]
+        assert response.status_code == 400
+        assert (error["param"], error["code"]) == ("input[1]", "invalid_token_ids")
+        assert "check_embedding_ctx_length=False" in error["message"]
+    # These exist in the model too, whose tokenizer has one token for "the".
+    index = {bert.vocab.text(i): i for i in range(n_vocab)}
+    assert bert.vocab.tokenize("the", add_special=False).tolist() == [index["▁the"]]
+    foreign = [index["▁t"], index["h"], index["e"]] * 6
+    error = vectors.post("/v1/embeddings", {"input": [foreign]}).json()["error"]
+    assert (error["param"], error["code"]) == ("input[0]", "invalid_token_ids")
+    assert vectors.post("/v1/embeddings", {"input": [foreign[:4]]}).status_code == 200  # too few to tell
+    assert vectors.post("/embeddings", {"input": [foreign]}).status_code == 200
+
+
+def test_ids_of_the_models_own_tokenizer_are_taken(vectors, bert) -> None:
+    """Those of whole texts, and pieces of a certain length as clients cut them."""
+    text = " ".join(TEXTS * 6) + " xyzzy äöü 語 [CLS] people"
+    ids = bert.vocab.tokenize(text, add_special=False).tolist()
+    pieces = [ids, bert.vocab.tokenize(text).tolist(), *(ids[i : i + 9] for i in range(len(ids) - 9))]
+    assert len(vectors.post("/v1/embeddings", {"input": pieces}).json()["data"]) == len(pieces)
 
 
 def test_such_a_server_writes_no_texts(vectors) -> None:

@@ -12,6 +12,7 @@ import openai
 import programs
 import pytest
 
+from pyllm.cli.serve_models import WantedModel
 from pyllm.server.log import JSONFormatter, TextFormatter
 
 
@@ -53,6 +54,29 @@ def test_variables_of_the_environment(serve, tiny_models) -> None:
     props = httpx.get(process.url + "/props", headers=headers, timeout=60).json()
     assert (props["model_alias"], props["total_slots"]) == ("named", 3)
     assert props["default_generation_settings"]["n_ctx"] == 256
+
+
+@pytest.mark.model
+@pytest.mark.usefixtures("smollm2_path")
+def test_a_model_has_the_name_by_which_it_is_served(serve) -> None:
+    process = serve("smollm2", "-c", "256")
+    with openai.OpenAI(base_url=f"{process.url}/v1", api_key="none", max_retries=0) as client:
+        assert [model.id for model in client.models.list().data] == ["smollm2"]
+        assert client.models.retrieve("smollm2").id == "smollm2"
+        assert client.completions.create(model="smollm2", prompt="the cat", max_tokens=1).model == "smollm2"
+    named = serve("smollm2", "-c", "256", "-a", "other")
+    assert httpx.get(f"{named.url}/v1/models", timeout=60).json()["data"][0]["id"] == "other"
+
+
+def test_names_of_models_that_nobody_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for reference in ("smollm2", "owner/repo:Q4_K_M", "hf:owner/repo", "ollama:llama3:8b"):
+        assert WantedModel(reference).default_name == reference
+    (tmp_path / "minilm").touch()
+    (tmp_path / "smollm2").mkdir()  # the alias comes before a folder
+    assert WantedModel("smollm2").default_name == "smollm2"
+    for file in ("minilm", str(tmp_path / "minilm"), "./a.gguf", "https://example.org/a.gguf"):
+        assert WantedModel(file).default_name is None
 
 
 def test_a_model_of_vectors(serve, tiny_models) -> None:

@@ -2,15 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from pyllm.server.errors import invalid
-from pyllm.server.fields import Fields, is_ids
+from pyllm.errors import TextTooLongError
+from pyllm.server.errors import TOO_LONG, APIError, invalid
+from pyllm.server.fields import Fields
 from pyllm.server.native.prompts import check_mixed
 
 _MOST_TEXTS = 2048
 _EUCLIDEAN = 2
 _LARGEST_NORM = 100
+# Of TEI, Jina and Ollama: true and false; of Cohere and NIM: words.
+_TRUNCATES = {True: True, False: False, "END": True, "NONE": False}
+
+
+class Inputs:
+    """The texts of a request for vectors, and how long they may be.
+
+    Args:
+        fields: The request.
+
+    Attributes:
+        texts: Texts, or lists of token ids and texts.
+        arguments: Those of :func:`pyllm.embedding.asks.vectors_ask` that are about the texts.
+        truncates: Whether the beginning of a text stands for all of it where that is too long.
+        most: Tokens at which texts end. None: where the model cannot read on.
+
+    Raises:
+        APIError: Something is wrong; the error names the parameter.
+    """
+
+    def __init__(self, fields: Fields) -> None:
+        self.field = fields.first("input", "content")
+        value = fields.need(self.field)
+        self._several = isinstance(value, list) and not (value and type(value[0]) is int)
+        if not self._several:
+            value = [value]
+        if not 1 <= len(value) <= _MOST_TEXTS:
+            raise fields.wrong(self.field, f"a text, token ids, or a list of 1 to {_MOST_TEXTS} of these")
+        self.texts = [_content(one, self.where(i)) for i, one in enumerate(value)]
+        self.truncates = _truncates(fields)
+        self.most = fields.integer("truncate_prompt_tokens", -1)
+        if self.most == 0:
+            raise fields.wrong("truncate_prompt_tokens", "at least 1, or -1 for as many as the model can read")
+        if self.most is not None:
+            if self.truncates is False:
+                raise invalid("truncate", "truncate must not be false where truncate_prompt_tokens is given")
+            self.truncates = True
+            self.most = None if self.most < 0 else self.most
+
+    def where(self, index: int) -> str:
+        """The name of a text: what of the request it is."""
+        return f"{self.field}[{index}]" if self._several else self.field
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of :func:`pyllm.embedding.asks.vectors_ask`."""
+        overflow = "truncate" if self.truncates else "error"
+        return {"overflow": overflow, "most": self.most, "name": self.where, "blank": True}
 
 
 class EmbeddingAsk:
@@ -20,7 +70,7 @@ class EmbeddingAsk:
         body: The JSON object.
 
     Attributes:
-        inputs: Texts, or token ids.
+        inputs: The texts.
         arguments: Those of :meth:`pyllm.Llama.create_embedding`.
 
     Raises:
@@ -29,7 +79,7 @@ class EmbeddingAsk:
 
     def __init__(self, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        self.inputs = _inputs(fields, fields.first("input", "content"))
+        self.inputs = Inputs(fields)
         encoding = fields.text("encoding_format") or "float"
         if encoding not in ("float", "base64"):
             raise fields.wrong("encoding_format", "'float' or 'base64'")
@@ -46,7 +96,7 @@ class NativeEmbeddingAsk:
         body: The JSON object.
 
     Attributes:
-        inputs: Texts, or lists of token ids and texts.
+        inputs: The texts.
         normalize: The norm by which vectors are divided, as llama.cpp counts them.
 
     Raises:
@@ -55,14 +105,7 @@ class NativeEmbeddingAsk:
 
     def __init__(self, body: dict[str, Any]) -> None:
         fields = Fields(body)
-        name = fields.first("input", "content")
-        value = fields.need(name)
-        if isinstance(value, list) and not any(type(one) is int for one in value):
-            self.inputs = [_content(one, f"{name}[{i}]") for i, one in enumerate(value)]
-        else:
-            self.inputs = [_content(value, name)]
-        if not 1 <= len(self.inputs) <= _MOST_TEXTS:
-            raise fields.wrong(name, f"a text, token ids, or a list of 1 to {_MOST_TEXTS} of these")
+        self.inputs = Inputs(fields)
         norm = fields.integer("embd_normalize", -1, _LARGEST_NORM)
         self.normalize = _EUCLIDEAN if norm is None else norm
 
@@ -88,7 +131,9 @@ class RerankAsk:
         fields = Fields(body)
         fields.need("query")
         self.query: str = fields.text("query") or ""
-        name = fields.first("documents", "texts")
+        if not self.query:
+            raise invalid("query", "query is empty: there is nothing to rank for")
+        self.field = name = fields.first("documents", "texts")
         self.tei = "texts" in fields
         self.return_text = self.tei and fields.flag("return_text")
         documents = fields.need(name)
@@ -100,10 +145,25 @@ class RerankAsk:
             if not isinstance(text, str):
                 raise invalid(f"{name}[{i}]", f"{name}[{i}] must be text")
         self.documents: list[str] = texts
-        self.arguments: dict[str, Any] = {"return_documents": fields.flag("return_documents")}
+        overflow = "truncate" if _truncates(fields) else "error"
+        self.arguments: dict[str, Any] = {"return_documents": fields.flag("return_documents"), "overflow": overflow}
         top_n = fields.integer("top_n", 1)
         if top_n is not None:
             self.arguments["top_n"] = top_n
+
+    def where(self, index: int) -> str:
+        """The name of a document: what of the request it is."""
+        return f"{self.field}[{index}]"
+
+
+def _truncates(fields: Fields) -> bool | None:
+    value = fields.get("truncate")
+    if value is None:
+        return None
+    key = value.upper() if isinstance(value, str) else value
+    if not isinstance(key, (bool, str)) or key not in _TRUNCATES:
+        raise fields.wrong("truncate", 'true, false, "END" or "NONE"')
+    return _TRUNCATES[key]
 
 
 def _content(value: Any, name: str) -> Any:
@@ -116,16 +176,30 @@ def _content(value: Any, name: str) -> Any:
             if any(not isinstance(text, str) for text in texts):
                 raise invalid(name, f"{name} must be text: this server takes nothing else")
             value = "".join(map(str, texts))
+    if isinstance(value, list) and not value:
+        raise invalid(name, f"{name} is an empty list: there is nothing to embed")
     return check_mixed(value, name, "a text, or a list of token ids and texts")
 
 
-def _inputs(fields: Fields, name: str) -> list[str | list[int]]:
-    value = fields.need(name)
-    if isinstance(value, str) or is_ids(value):
-        return [value]
-    if not isinstance(value, list) or not value or len(value) > _MOST_TEXTS:
-        raise fields.wrong(name, f"a text, token ids, or a list of 1 to {_MOST_TEXTS} of these")
-    for i, one in enumerate(value):
-        if not (isinstance(one, str) or is_ids(one)):
-            raise invalid(f"{name}[{i}]", f"{name}[{i}] must be a text or a list of token ids")
-    return value
+def text_too_long(error: TextTooLongError, where: Callable[[int], str], name: str) -> APIError:
+    """The error for a text with more tokens than the model can read at once.
+
+    Args:
+        error: The error.
+        where: The name of a text: what of the request it is.
+        name: What the model is called.
+    """
+    limit = f"and {name!r} reads at most {error.limit} at once"
+    if error.index is None:
+        param, rest = "query", f"{limit}, with a document: shorten it"
+    else:
+        param = where(error.index)
+        rest = f'{limit}: split it, or send "truncate": true to have only its beginning read'
+    return APIError(
+        400,
+        f"{param} is too large: it has {error.n_tokens} tokens, {rest}",
+        param=param,
+        code=TOO_LONG,
+        kind="exceed_context_size_error",
+        numbers={"n_prompt_tokens": error.n_tokens, "n_ctx": error.limit},
+    )

@@ -11,18 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyllm.core.vocab import Vocab
 from pyllm.embedding.asks import Ask, counted, ranks_ask, response_ask, vectors_ask
 from pyllm.embedding.embedder import Embedder
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.embedding.types import RerankResult
 from pyllm.engine import Engine
 from pyllm.enums import PoolingType
-from pyllm.server.embeddings.protocol import EmbeddingAsk, NativeEmbeddingAsk, RerankAsk
-from pyllm.server.errors import as_api_error, json_response
+from pyllm.errors import InvalidArgumentError, TextTooLongError
+from pyllm.server.embeddings.foreign import own_tokens
+from pyllm.server.embeddings.protocol import EmbeddingAsk, Inputs, NativeEmbeddingAsk, RerankAsk, text_too_long
+from pyllm.server.errors import APIError, as_api_error, invalid, json_response
 from pyllm.server.limits import read_json
 from pyllm.server.log import note
-from pyllm.server.native.prompts import mixed_ids
 from pyllm.server.sse import until_gone
 from pyllm.server.state import ServerState, state_of
 
@@ -39,11 +39,18 @@ async def embeddings(request: Request) -> Response:
     ask = EmbeddingAsk(body)
 
     def make(asked: Embedder) -> Ask[dict[str, Any]]:
-        found = response_ask(asked, ask.inputs, state.alias, **ask.arguments)
+        if _pooling(asked, state) == PoolingType.NONE:
+            message = (
+                f"the model {state.alias!r} gives a vector for each token, for which OpenAI's API has no shape: "
+                "ask /embeddings, or start the server with another --pooling"
+            )
+            raise APIError(400, message, param="model", code="unsupported", kind="not_supported_error")
+        inputs = _read(asked, ask.inputs)
+        found = response_ask(asked, inputs, state.alias, **ask.inputs.arguments, **ask.arguments)
         # Thousands of numbers become text: that is done where the vectors are finished.
         return Ask(found.texts, found.pooling, lambda vectors: found.finish(vectors).to_dict())
 
-    answer = await _computed(request, state, embedder, make, "input")
+    answer = await _computed(request, state, embedder, make, ask.inputs.field, ask.inputs.where)
     note(request, prompt_tokens=answer["usage"]["prompt_tokens"])
     return await asyncio.to_thread(json_response, answer)
 
@@ -62,9 +69,12 @@ async def rerank(request: Request) -> Response:
     ask = RerankAsk(await read_json(request, state.settings))
 
     def make(asked: Embedder) -> Ask[tuple[list[RerankResult], int]]:
+        if not asked.is_reranker:
+            message = f"the model {state.alias!r} gives no scores: /v1/rerank needs a reranker"
+            raise APIError(400, message, param="model", code="unsupported", kind="not_supported_error")
         return counted(ranks_ask(asked, ask.query, ask.documents, **ask.arguments))
 
-    found, n_tokens = await _computed(request, state, embedder, make, "documents")
+    found, n_tokens = await _computed(request, state, embedder, make, ask.field, ask.where)
     note(request, prompt_tokens=n_tokens)
     if ask.tei:
         return json_response(
@@ -80,13 +90,13 @@ async def rerank(request: Request) -> Response:
 
 
 async def _native(request: Request, state: ServerState, embedder: EmbeddingMethods, body: dict[str, Any]) -> Response:
-    ask, vocab = NativeEmbeddingAsk(body), state.model.vocab
+    ask = NativeEmbeddingAsk(body)
 
     def make(asked: Embedder) -> Ask[tuple[list[dict[str, Any]], int]]:
         # Vectors of tokens stay as they are.
-        raw = asked.pooling(None) == PoolingType.NONE
-        inputs = [_tokens(vocab, one) for one in ask.inputs]
-        found = vectors_ask(asked, inputs, normalize=False if raw else ask.normalize)
+        raw = _pooling(asked, state) == PoolingType.NONE
+        inputs = _read(asked, ask.inputs, any_ids=True)
+        found = vectors_ask(asked, inputs, normalize=False if raw else ask.normalize, **ask.inputs.arguments)
 
         def finish(vectors: Any) -> tuple[list[dict[str, Any]], int]:
             rows, n_tokens, _ = found.finish(vectors)
@@ -95,17 +105,37 @@ async def _native(request: Request, state: ServerState, embedder: EmbeddingMetho
 
         return Ask(found.texts, found.pooling, finish)
 
-    answer, n_tokens = await _computed(request, state, embedder, make, "input" if "input" in body else "content")
+    answer, n_tokens = await _computed(request, state, embedder, make, ask.inputs.field, ask.inputs.where)
     note(request, prompt_tokens=n_tokens)
     return await asyncio.to_thread(json_response, answer)
 
 
-def _tokens(vocab: Vocab, value: str | list[Any]) -> str | list[int]:
-    return value if isinstance(value, str) else mixed_ids(vocab, value, add_special=True, parse_special=False)
+def _pooling(asked: Embedder, state: ServerState) -> PoolingType:
+    """How the model makes one vector of those of tokens."""
+    try:
+        return asked.pooling(None)
+    except InvalidArgumentError:
+        if not asked.is_reranker:
+            raise
+        message = f"the model {state.alias!r} is a reranker, which scores documents for a query: ask /v1/rerank"
+        raise APIError(400, message, param="model", code="unsupported", kind="not_supported_error") from None
+
+
+def _read(asked: Embedder, inputs: Inputs, *, any_ids: bool = False) -> list[str | list[int]]:
+    """The texts of a request: texts, and token ids of the model's own."""
+    if inputs.most is not None and inputs.most > asked.limit:
+        message = f"truncate_prompt_tokens={inputs.most} is more than the {asked.limit} tokens that the model can read"
+        raise invalid("truncate_prompt_tokens", message)
+    return [own_tokens(asked.model.vocab, one, inputs.where(i), any_ids=any_ids) for i, one in enumerate(inputs.texts)]
 
 
 async def _computed(
-    request: Request, state: ServerState, embedder: EmbeddingMethods, make: Callable[[Embedder], Ask[T]], param: str
+    request: Request,
+    state: ServerState,
+    embedder: EmbeddingMethods,
+    make: Callable[[Embedder], Ask[T]],
+    param: str,
+    where: Callable[[int], str],
 ) -> T:
     """Have something computed for a client that waits for it."""
 
@@ -118,6 +148,8 @@ async def _computed(
     state.computing += 1
     try:
         return await until_gone(request, work())
+    except TextTooLongError as error:
+        raise text_too_long(error, where, state.alias) from error
     except Exception as error:
         raise as_api_error(error, param=param, retry_after=state.settings.retry_after) from error
     finally:

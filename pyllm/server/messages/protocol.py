@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-from pyllm.chat.messages import left_out
 from pyllm.server.chat.defaults import with_defaults
 from pyllm.server.completions.protocol import GUIDED_FIELDS, form_arguments
 from pyllm.server.errors import invalid
 from pyllm.server.fields import Fields
+from pyllm.server.messages.blocks import blocks_of, text_of
 from pyllm.server.sampling import MOST_STOPS, Sizes, apart, sampling_arguments
 from pyllm.server.settings import Settings
 
@@ -78,7 +78,7 @@ def _system(fields: Fields) -> list[dict[str, Any]]:
     if value is None:
         return []
     texts = (
-        [value] if isinstance(value, str) else [_text(block, f"system[{i}]") for i, block in _blocks(value, "system")]
+        [value] if isinstance(value, str) else [text_of(block, where) for where, block in blocks_of(value, "system")]
     )
     text = "\n".join(one for one in texts if one and not one.startswith(_BILLING))
     return [{"role": "system", "content": text}] if text else []
@@ -97,9 +97,8 @@ def _messages(fields: Fields) -> list[dict[str, Any]]:
         if isinstance(content, str):
             result.append({"role": message["role"], "content": content})
         else:
-            where = f"{where}.content"
             read = _assistant if message["role"] == "assistant" else _user
-            result += read([(f"{where}[{k}]", block) for k, block in _blocks(content, where)], message["role"])
+            result += read(blocks_of(content, f"{where}.content"), message["role"])
     return result
 
 
@@ -108,12 +107,12 @@ def _user(blocks: list[tuple[str, dict[str, Any]]], role: str) -> list[dict[str,
     results, texts = [], []
     for where, block in blocks:
         if block.get("type") != "tool_result":
-            texts.append(_text(block, where))
+            texts.append(text_of(block, where))
             continue
         content = block.get("content") or ""
         if not isinstance(content, str):
             inner = f"{where}.content"
-            content = "\n".join(_text(one, f"{inner}[{i}]", of_tool=True) for i, one in _blocks(content, inner))
+            content = "\n".join(text_of(one, at, of_tool=True) for at, one in blocks_of(content, inner))
         name = Fields(block, f"{where}.").text("tool_use_id") or ""
         results.append({"role": "tool", "tool_call_id": name, "content": content})
     return results + ([{"role": role, "content": "\n".join(texts)}] if texts or not results else [])
@@ -131,7 +130,7 @@ def _assistant(blocks: list[tuple[str, dict[str, Any]]], role: str) -> list[dict
             function = {"name": fields.need("name"), "arguments": arguments}
             calls.append({"id": fields.text("id") or "", "type": "function", "function": function})
         elif not isinstance(kind, str) or not _SKIPPED.fullmatch(kind):
-            texts.append(_text(block, where))
+            texts.append(text_of(block, where))
     message: dict[str, Any] = {"role": role, "content": "".join(texts)}
     if thoughts:
         message["reasoning_content"] = "\n".join(thoughts)
@@ -172,29 +171,3 @@ def _tools(fields: Fields) -> dict[str, Any]:
     if choice.flag("disable_parallel_tool_use"):
         result["parallel_tool_calls"] = False
     return result
-
-
-def _blocks(content: Any, where: str) -> list[tuple[int, dict[str, Any]]]:
-    if not isinstance(content, list) or not all(isinstance(block, dict) for block in content):
-        raise invalid(where, f"{where} must be text or a list of blocks")
-    return list(enumerate(content))
-
-
-def _text(block: dict[str, Any], where: str, *, of_tool: bool = False) -> str:
-    """What a block says: a text, or a document or the result of a search that consists of texts."""
-    kind = block.get("type")
-    if kind == "text" and isinstance(block.get("text"), str):
-        return str(block["text"])
-    source = block.get("source")
-    body: Any = None
-    if kind == "search_result":
-        body = block.get("content")
-    elif kind == "document" and isinstance(source, dict) and source.get("type") in ("text", "content"):
-        body = source.get("data") if source["type"] == "text" else source.get("content")
-    if isinstance(body, (str, list)):
-        heads = [block.get(name) for name in ("title", "source", "context")]
-        texts = [body] if isinstance(body, str) else [_text(one, where) for _, one in _blocks(body, where)]
-        return "\n".join([*(head for head in heads if isinstance(head, str) and head), *texts])
-    if of_tool and isinstance(kind, str) and kind != "text":
-        return left_out(kind)
-    raise invalid(where, f"{where} must be a block of type 'text', not {str(kind)[:40]!r}: text only")

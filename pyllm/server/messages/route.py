@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pyllm.server.errors import APIError, as_api_error, json_response
+from pyllm.server.errors import as_api_error
 from pyllm.server.limits import read_json
 from pyllm.server.messages.protocol import MessageAsk
-from pyllm.server.messages.serving import count, serve, shaped
+from pyllm.server.messages.serving import count, serve
 from pyllm.server.sse import until_gone
 from pyllm.server.state import state_of
 
@@ -21,7 +21,7 @@ async def messages(request: Request) -> Response:
         ask = MessageAsk(await read_json(request, state.settings), state.settings, state.sizes)
         return await until_gone(request, serve(request, state, ask))
     except Exception as error:
-        return _response(as_api_error(error, retry_after=state.settings.retry_after))
+        return as_api_error(error, retry_after=state.settings.retry_after).response(request.scope)
 
 
 async def count_tokens(request: Request) -> Response:
@@ -31,11 +31,7 @@ async def count_tokens(request: Request) -> Response:
         ask = MessageAsk(await read_json(request, state.settings), state.settings, state.sizes, counts=True)
         return await until_gone(request, count(state, ask))
     except Exception as error:
-        return _response(as_api_error(error, retry_after=state.settings.retry_after))
-
-
-def _response(error: APIError) -> Response:
-    return json_response(shaped(error), error.status, error.headers)
+        return as_api_error(error, retry_after=state.settings.retry_after).response(request.scope)
 
 
 ROUTES = [

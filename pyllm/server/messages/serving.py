@@ -15,7 +15,7 @@ from pyllm.chat.reading import Reading
 from pyllm.chat.request import ChatRequest
 from pyllm.chat.types import ChatChoice, Delta
 from pyllm.server.chat.serving import start_chat
-from pyllm.server.errors import APIError, as_api_error, json_response
+from pyllm.server.errors import as_api_error, json_response
 from pyllm.server.generation import Generation
 from pyllm.server.log import note
 from pyllm.server.messages.protocol import MessageAsk
@@ -32,7 +32,10 @@ async def serve(request: Request, state: ServerState, ask: MessageAsk) -> Respon
     if ask.stream:
         events = _events(request, generation, reading, ask, state.alias)
         return EventStream(
-            events, state.settings, generation.cancel, failed=lambda error: event(shaped(error), "error")
+            events,
+            state.settings,
+            generation.cancel,
+            failed=lambda error: event(error.to_anthropic(request.scope), "error"),
         )
     (completion,) = await generation.finish()
     note(request, **generation.report())
@@ -50,20 +53,6 @@ async def count(state: ServerState, ask: MessageAsk) -> Response:
     except Exception as error:
         raise as_api_error(error, param="messages") from error
     return json_response({"input_tokens": len(chat.ids)})
-
-
-def shaped(error: APIError) -> dict[str, Any]:
-    """An error in the shape of Anthropic's API."""
-    kind = {
-        400: "invalid_request_error",
-        413: "request_too_large",
-        429: "rate_limit_error",
-        501: "api_error",
-        503: "overloaded_error",
-    }.get(error.status, error.kind)
-    if kind == "server_error":
-        kind = "api_error"
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
 async def _events(

@@ -7,14 +7,12 @@ from collections.abc import Iterable
 from typing import TypeGuard
 
 from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pyllm.server.errors import APIError, as_api_error, invalid, json_response
+from pyllm.server.errors import as_api_error, invalid
 from pyllm.server.limits import READ, read_json
 from pyllm.server.log import note
-from pyllm.server.messages.serving import shaped
 from pyllm.server.models.pool import Models
 from pyllm.server.sse import until_gone
 from pyllm.server.state import CHOSEN
@@ -62,7 +60,7 @@ class _Choosing:
                 watched = request.method != "POST" or READ in scope
                 scope[CHOSEN] = await (until_gone(request, lease.enter()) if watched else lease.enter())
             except Exception as error:
-                await _refused(request, as_api_error(error))(scope, receive, send)
+                await as_api_error(error).response(scope)(scope, receive, send)
                 return
             await self.app(scope, receive, send)
         finally:
@@ -83,9 +81,3 @@ async def _name(request: Request, models: Models) -> str | None:
     if name is not None and not isinstance(name, str):
         raise invalid("model", "model must be text: the name of a model")
     return name
-
-
-def _refused(request: Request, error: APIError) -> Response:
-    if request.url.path.startswith("/v1/messages"):
-        return json_response(shaped(error), error.status, error.headers)
-    return error.response()

@@ -97,12 +97,9 @@ def _responses(operation: Operation, method: str, keys: bool) -> dict[str, Any]:
         result["304"] = {"description": "It is what the client has already."}
     codes = {*operation.refuses, 500, *(BODY if method == "POST" else ()), *((401,) if keys else ())}
     for code in sorted(codes):
-        # What refuses a request before its endpoint sees it has the shape of OpenAI's errors.
-        names = {"Error"} if code == 401 else {"Error", operation.error} if code == 500 else {operation.error}
-        shapes = [refer(name) for name in sorted(names)]
         error: dict[str, Any] = {
             "description": HTTPStatus(code).phrase,
-            "content": {JSON: {"schema": shapes[0] if len(shapes) == 1 else {"anyOf": shapes}}},
+            "content": {JSON: {"schema": refer(operation.error)}},
         }
         if code in (429, 503):
             error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."}}

@@ -40,18 +40,19 @@ class Operation:
 
 _PAGE = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "woff2": "font/woff2"}
 
-# Status codes of errors: of a request that has a body, and of one that has texts generated.
+# Status codes of errors: of a request that has a body, of one that has texts generated, and of one for vectors.
 BODY = (400, 408, 413, 415)
 GENERATES = (429, 501, 503)
+EMBEDS = (429, 503)
 
 _ACTION: dict[str, Schema] = {"action": {"enum": ["save", "restore", "erase"]}}
 _HEALTH = Operation(tag="server", gives=answers.STATUS, refuses=(503,))
 _MODELS = Operation(tag="server", gives=answers.MODELS)
-_EMBEDDINGS = Operation(tag="vectors", takes=requests.EMBEDDINGS, gives=answers.EMBEDDINGS, refuses=GENERATES)
+_EMBEDDINGS = Operation(tag="vectors", takes=requests.EMBEDDINGS, gives=answers.EMBEDDINGS, refuses=EMBEDS)
 _NATIVE_EMBEDDINGS = Operation(
-    tag="vectors", takes=requests.NATIVE_EMBEDDINGS, gives=answers.NATIVE_EMBEDDINGS, refuses=GENERATES
+    tag="vectors", takes=requests.NATIVE_EMBEDDINGS, gives=answers.NATIVE_EMBEDDINGS, refuses=EMBEDS
 )
-_RERANK = Operation(tag="vectors", takes=requests.RERANK, gives=answers.RERANK, refuses=GENERATES)
+_RERANK = Operation(tag="vectors", takes=requests.RERANK, gives=answers.RERANK, refuses=EMBEDS)
 _CHAT = Operation(tag="chats", takes=requests.CHAT, gives=answers.CHAT, streams=True, refuses=GENERATES)
 _RESPONSE = Operation(tag="chats", takes=requests.RESPONSE, gives=answers.RESPONSE, streams=True, refuses=GENERATES)
 _COUNT_CHAT = Operation(tag="chats", takes=requests.CHAT, gives=answers.COUNT, refuses=(501, 503))

@@ -146,7 +146,10 @@ _NAMED: Schema = {
         record({"type": {"const": "function"}, "name": STRING}, "type", "name"),
     ]
 }
-_ALLOWED: dict[str, Schema] = {"mode": {"enum": ["auto", "required"]}, "tools": {"type": "array", "items": _NAMED, "minItems": 1}}
+_ALLOWED: dict[str, Schema] = {
+    "mode": {"enum": ["auto", "required"]},
+    "tools": {"type": "array", "items": _NAMED, "minItems": 1},
+}
 _TOOL_CHOICE: Schema = {
     "anyOf": [
         {"enum": ["auto", "none", "required", None]},
@@ -293,14 +296,24 @@ INFILL = record(
     "input_suffix",
 )
 
+_TRUNCATE = {
+    "truncate": {
+        "enum": [True, False, "END", "NONE", "end", "none", None],
+        "description": "Whether the beginning of a text stands for all of it where that is too long.",
+    }
+}
+_TRUNCATION = _TRUNCATE | {
+    "truncate_prompt_tokens": integer("So many tokens of each text are read; -1: as many as the model can read.", -1)
+}
 _NORM = integer("In llama-server's shape: the norm by which vectors are divided; -1: none.", -1, 100)
 _INPUT_OR_CONTENT: Schema = {"anyOf": [{"required": ["input"]}, {"required": ["content"]}]}
 EMBEDDINGS = (
     record(
         {
             **_MODEL,
-            "input": _PROMPT,
+            "input": _NATIVE_PROMPT,
             "content": _NATIVE_PROMPT,
+            **_TRUNCATION,
             "encoding_format": choice("float", "base64"),
             "dimensions": integer("So many numbers of each vector.", 1),
             "embd_normalize": _NORM,
@@ -309,7 +322,10 @@ EMBEDDINGS = (
     | _INPUT_OR_CONTENT
 )
 NATIVE_EMBEDDINGS = (
-    record({**_MODEL, "input": _NATIVE_PROMPT, "content": _NATIVE_PROMPT, "embd_normalize": _NORM}) | _INPUT_OR_CONTENT
+    record(
+        {**_MODEL, "input": _NATIVE_PROMPT, "content": _NATIVE_PROMPT, **_TRUNCATION, "embd_normalize": _NORM},
+    )
+    | _INPUT_OR_CONTENT
 )
 _DOCUMENTS: Schema = {
     "type": "array",
@@ -324,6 +340,7 @@ RERANK = record(
         "documents": _DOCUMENTS,
         "texts": _DOCUMENTS,
         "top_n": integer("Answer so many.", 1),
+        **_TRUNCATE,
         "return_documents": flag("Whether the texts are answered too."),
         "return_text": flag("The same where they are sent as texts, which is answered in the shape of TEI."),
     },
