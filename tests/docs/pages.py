@@ -5,6 +5,7 @@
 runs the Python blocks of a page in order, in one namespace. Comments in the page, right before a fence, steer it:
 
     <!-- not run -->          the block is shown only
+    <!-- with: a b -->        the block needs a server and these packages, and is run by test_clients.py
     <!-- prints -->           a ```text block: exactly what the Python block before it has printed; ... stands for
                               anything, as in doctests
     <!-- quote: some/file --> every line of the block stands in that file, in this order
@@ -44,6 +45,16 @@ class Block:
     line: int
     note: str
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The packages that the block needs besides a server; none where it needs no server."""
+        return tuple(self.note.removeprefix("with:").split()) if self.note.startswith("with:") else ()
+
+    @property
+    def runs(self) -> bool:
+        """Whether the block runs with the others of its page."""
+        return self.note != "not run" and not self.packages
+
 
 def blocks(page: Path) -> Iterator[Block]:
     """The fenced blocks of a page, in order."""
@@ -77,7 +88,7 @@ def run(page: Path) -> None:
     for block in blocks(page):
         if block.language == "text" and block.note == "prints":
             _compare(block, printed.getvalue(), page)
-        elif block.language == "python" and block.note != "not run":
+        elif block.language == "python" and block.runs:
             printed.seek(0)
             printed.truncate()
             # Line numbers in a traceback are those of the page.

@@ -30,7 +30,7 @@ def name_of(path: Path) -> str:
 
 
 def has_code(page: Path) -> bool:
-    return any(block.language == "python" and block.note != "not run" for block in blocks(page))
+    return any(block.language == "python" and block.runs for block in blocks(page))
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -65,7 +65,7 @@ def shell_lines() -> list[tuple[Path, str]]:
         (page, line)
         for page in pages()
         for block in blocks(page)
-        if block.language == "sh" and block.note != "not run"
+        if block.language == "sh" and block.runs
         for line in block.code.splitlines()
         if re.search(r"(^|\| )pyllm ", line)
     ]
