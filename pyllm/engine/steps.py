@@ -271,6 +271,7 @@ class Steps:
         now = time.perf_counter()
         if n:
             self.counters.steps += n
+            self.counters.step_texts += n * len(rows)
             self._pace.measured(len(rows), 0, 1000 * (now - started) / n)
             self._deliver(texts, now)
         if isinstance(failed, NoKVSlotError):
@@ -312,6 +313,7 @@ class Steps:
             n_texts = sum(n == 1 for _, n in rows)
             self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
         counters.steps += 1
+        counters.step_texts += len(rows)
         self._deliver(ready.texts, now)
 
     def _decode(self, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> Ready | None:
@@ -376,6 +378,7 @@ class Steps:
                 self.jobs.pop(text).emit(text)
 
     def _leave(self, text: Text) -> None:
+        self.counters.tokens_max = max(self.counters.tokens_max, text.task.n_computed)
         self._drafts.forget(text)
         if isinstance(text, BeamText):
             self._beams.forget(text)

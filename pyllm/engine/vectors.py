@@ -150,13 +150,14 @@ class VectorQueue:
     Attributes:
         n_texts: Texts that were computed.
         n_tokens: Their tokens.
+        n_steps: Portions that were computed.
         turn: Whether the step has a portion of vectors, and prompts wait.
     """
 
     def __init__(self, embedder: Embedder, pace: Pace, decoding: RunningDecode) -> None:
         self.embedder = embedder
         self._decoding = decoding
-        self.n_texts = self.n_tokens = 0
+        self.n_texts = self.n_tokens = self.n_steps = 0
         self.turn = False
         self._pace = pace
         self._new: list[VectorJob] = []
@@ -297,6 +298,7 @@ class VectorQueue:
             self._pace.measured(0, n, ms)
         self._warm.add(pooling)
         self.n_tokens += n
+        self.n_steps += 1
         self._n_left -= n
 
     def _finish(self) -> None:
