@@ -21,7 +21,6 @@ from pyllm.engine import Engine, Job
 from pyllm.server.run import Runner
 from pyllm.server.state import ServerState
 
-
 # Words that stand in messages of Python, and of no other program.
 PYTHON = re.compile(
     r"\b(None|True|False|NoneType|dict|tuple|bytes|bytearray|numpy|codec|pathlib|kwargs|sys\.\w+|traceback|char \d+)\b"
