@@ -324,7 +324,8 @@ def serve(
         raise typer.BadParameter("--host is empty: give an address, such as 127.0.0.1")
     wanted = wanted_models(ctx, named, model, models_dir)
     if not wanted.several:
-        values["alias"] = _names(alias) or [wanted.models[0].default_name]
+        default = wanted.models[0].default_name
+        values["alias"] = _names(alias) or ([default] if default else [])
     settings = _settings(SimpleNamespace(**values))
     log = partial(set_up_log, as_json=log_json, verbose=verbose, file=http.log_file, stderr=not http.log_disable)
     with ExitStack() as stack:
