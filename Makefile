@@ -4,7 +4,7 @@
 #   make test      build and run the tests, without the slow ones; `make test-all` runs all
 #   make lint      every static check
 #   make bench     pyllm beside llama.cpp's own programs
-#   make asan      the tests of the core under the address sanitizer
+#   make asan      the tests of all that is C++ under the address sanitizer
 #   make wheel     the source archive, and a portable wheel made from it
 #   make clean     remove what is quick to make again; llama.cpp's own build folders stay
 
@@ -136,12 +136,15 @@ bench: tools $(STAMPS)/environment-tests
 	$(call step,benchmarks)
 	@$(PY) benchmarks/run.py
 
+# The tests of all C++ that is pyllm's own: the core, and what drives its round, chat, matcher and drafters.
+ASAN_TESTS := $(addprefix tests/,core lifetime interp engine chat llama processors speculation structured)
+
 # A whole second copy of the package, built with the sanitizer, that only this target imports.
 asan: build $(STAMPS)/environment-tests
 	$(call step,building with the address sanitizer)
 	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
 	$(call step,tests under the address sanitizer)
-	@scripts/asan $(PY) build/asan tests/core tests/lifetime tests/interp $(PYTEST_ARGS)
+	@scripts/asan $(PY) build/asan $(ASAN_TESTS) $(PYTEST_ARGS)
 
 # From the source archive, as cibuildwheel does it, so that the archive is known to be whole.
 wheel: $(STAMPS)/environment-tests
