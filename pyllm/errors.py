@@ -181,6 +181,13 @@ class DecodeAborted(DecodeError):
     """A decode was aborted. The micro-batches that were done stay in the memory."""
 
 
+class NoActivationError(PyllmError, KeyError):
+    """The model's graph has no such tensor, or it was not captured."""
+
+    def __str__(self) -> str:
+        return self.message  # that of KeyError shows quotes around it
+
+
 class StaleLogitsError(PyllmError, RuntimeError):
     """Logits or embeddings were read after a newer decode had replaced them."""
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pyllm.core.capture import Node
-from pyllm.errors import InvalidArgumentError, PyllmError
+from pyllm.errors import InvalidArgumentError, NoActivationError
 
 Kind = Literal["raw", "rows", "heads", "pattern", "scores"]
 Names = str | Iterable[str] | Callable[[str], bool] | None
@@ -33,13 +33,6 @@ _MLP_POST = (
 )  # fmt: skip
 
 _ATTENTION = re.compile(r"hook_(pattern|attn_scores)$|^kq(_soft_max)?-\d+$")
-
-
-class NoActivationError(PyllmError, KeyError):
-    """The model's graph has no such tensor, or it was not captured."""
-
-    def __str__(self) -> str:
-        return "" if not self.args else str(self.args[0])  # that of KeyError shows quotes around it
 
 
 @dataclass(frozen=True, slots=True)

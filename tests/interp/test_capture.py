@@ -42,7 +42,7 @@ def test_nodes_tell_what_is_computed(capture: Capture, batch: Batch) -> None:
 
 
 def test_what_is_read_are_the_logits(capture: Capture, batch: Batch, ids: np.ndarray) -> None:
-    values, order = capture.decode(batch, [("result_output", 0), ("no such tensor", 0)])
+    values, order = capture.decode(batch, [("result_output", 0)])
     assert list(values) == [("result_output", 0)]
     assert np.array_equal(values["result_output", 0][0, 0], capture.context.logits)
     assert np.array_equal(order, ids)
@@ -287,3 +287,36 @@ def test_experts_that_do_not_exist(
     wanted = (name, 0)
     values, _ = capture.decode(batch, [wanted], [(wanted, lambda values: 3 - values)])
     assert set(values[wanted].reshape(-1)) <= {0, 1, 2, 3}
+
+
+# Names that the graph does not have
+
+
+@pytest.mark.parametrize("asked", ["read", "hooks"])
+def test_a_name_that_does_not_exist(capture: Capture, batch: Batch, asked: str) -> None:
+    context = capture.context
+    key = ("l_oout-1", 0)
+    arguments = {"read": [key]} if asked == "read" else {"hooks": [(key, lambda array: None)]}
+    with pytest.raises(errors.NoActivationError, match=r"no tensor 'l_oout-1'; near it are .*'l_out-1'") as caught:
+        capture.decode(batch, **arguments)
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(errors.NoOutputError):
+        context.logits[0]
+    context.memory.clear()
+    values, _ = capture.decode(batch, read=[("l_out-1", 0)])
+    assert values["l_out-1", 0].any()
+
+
+def test_a_right_name_beside_a_wrong_one(capture: Capture, batch: Batch) -> None:
+    with pytest.raises(errors.NoActivationError, match="nope"):
+        capture.decode(batch, read=[("l_out-1", 0), ("nope", 0)])
+    capture.context.memory.clear()
+    with pytest.raises(errors.NoActivationError, match="nope"):
+        capture.decode(batch, read=[("l_out-1", 0)], hooks=[(("nope", 0), lambda array: None)])
+
+
+def test_an_occurrence_that_does_not_exist(capture: Capture, batch: Batch) -> None:
+    for occurrence in (1, -1):
+        with pytest.raises(errors.NoActivationError, match=rf"occurrence goes from 0 to 0, not {occurrence}"):
+            capture.decode(batch, read=[("l_out-1", occurrence)])
+        capture.context.memory.clear()

@@ -10,6 +10,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcmp, memcpy
 from libcpp.string cimport string
 
+import difflib
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,12 +136,14 @@ cdef class Capture:
             encode: Use the encoder.
 
         Returns:
-            tuple: A dict from each (name, occurrence) that the graph had to its values, float32 in the shape of
-            :attr:`Node.shape`, copies and as the hooks left them; and the tokens in the order of the rows (int32), or
-            None for a batch of embeddings.
+            tuple: A dict from each (name, occurrence) to its values, float32 in the shape of :attr:`Node.shape`,
+            copies and as the hooks left them; a tensor without elements is left out. And the tokens in the order of
+            the rows (int32), or None for a batch of embeddings.
 
         Raises:
             InvalidBatchError: More than n_ubatch tokens.
+            NoActivationError: The graph computed no such tensor; the message names the nearest ones. The batch is in
+                the memory then, and there are no outputs.
             BackendError: A tensor has a type that cannot be read or written; or a hook made an index, such as that
                 of an expert, that does not exist.
 
@@ -169,6 +172,7 @@ cdef class Capture:
                 self.hooks.append(function)
                 self.names.append((wanted[0], occurrence))
             self._run(batch, encode)
+            self._check_seen()
             values = {}
             for i in range(<Py_ssize_t> self.context.tap_.pieces.size()):
                 piece = &self.context.tap_.pieces[i]
@@ -257,6 +261,25 @@ cdef class Capture:
         # They lie in the buffer of the outputs, which grows by so much.
         context.layer_floats = <int64_t> len(layers) * context.model.n_embd * context.n_batch_
 
+    def _check_seen(self):
+        """Whether the graph had all that was asked for."""
+        cdef string name
+        for wanted, occurrence in self.names:
+            name = c_text(wanted, "a tensor's name")
+            count = self.context.tap_.count(name)
+            if 0 <= occurrence < count:
+                continue
+            self.context.n_outputs = 0
+            if count:
+                raise errors.NoActivationError(
+                    f"the graph computed {count} tensor(s) of the name {wanted!r}: occurrence goes from 0 to "
+                    f"{count - 1}, not {occurrence}"
+                )
+            known = [each.decode("utf-8", "replace") for each in self.context.tap_.names]
+            near = difflib.get_close_matches(name.decode("utf-8", "replace"), sorted(known), 3)
+            hint = f"; near it are {', '.join(map(repr, near))}" if near else ""
+            raise errors.NoActivationError(f"the graph computed no tensor {wanted!r}{hint}; nodes() lists them")
+
     def _check_idle(self):
         if self.context.tap_.active:
             raise errors.ReentrantError("this context is being looked into by the call that called back")
@@ -279,6 +302,7 @@ cdef class Capture:
             raise
         finally:
             taps.active = False
+        taps.names_known = True
         if taps.failed and taps.error.size():
             self.context.n_outputs = 0
             raise errors.BackendError(taps.error.c_str().decode("utf-8", "replace"))

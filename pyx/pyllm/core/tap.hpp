@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -55,6 +56,7 @@ struct tap {
 
     std::unordered_map<std::string, entry> entries;
     std::unordered_map<std::string, int>   seen;
+    std::unordered_set<std::string>        names;  // all names of the first graph, to tell the nearest ones
     std::vector<node>                      nodes;
     std::vector<piece>                     pieces;
     std::vector<int32_t>                   tokens;  // what the graph looked up, in the order of its rows
@@ -63,6 +65,7 @@ struct tap {
     entry *                                pending            = nullptr;
     int                                    pending_occurrence = 0;
     bool                                   has_tokens         = false;
+    bool                                   names_known        = false;
 
     void reset() {
         active = listing = failed = has_tokens = false;
@@ -73,6 +76,12 @@ struct tap {
         pieces.clear();
         tokens.clear();
         error.clear();
+    }
+
+    // How often the graph has computed a tensor of this name, of those that were asked for.
+    int count(const std::string & name) const {
+        const auto found = entries.find(name);
+        return found == entries.end() ? 0 : found->second.seen;
     }
 
     void add(const std::string & name, int occurrence, int slot, bool read, bool with_hook) {
@@ -107,6 +116,9 @@ struct tap {
             memcpy(n.ne, t->ne, sizeof(n.ne));
             memcpy(&n.param, t->op_params, sizeof(n.param));
             nodes.push_back(n);
+        }
+        if (!names_known) {
+            names.insert(t->name);
         }
         pending         = nullptr;
         const auto found = entries.find(t->name);

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libcpp cimport bool
 from libcpp.string cimport string
+from libcpp.unordered_set cimport unordered_set
 from libcpp.vector cimport vector
 
 from pyllm.includes.ggml cimport ggml_tensor
@@ -30,12 +31,15 @@ cdef extern from "tap.hpp" namespace "pyllm" nogil:
         bool listing
         bool failed
         bool has_tokens
+        bool names_known
+        unordered_set[string] names
         vector[node] nodes
         vector[piece] pieces
         vector[int32_t] tokens
         string error
 
         void reset() noexcept
+        int count(const string & name) except +
         void add(const string & name, int occurrence, int slot, bool read, bool with_hook) except +
 
         @staticmethod
