@@ -91,20 +91,6 @@ SAMPLER_ORDER = (
     "xtc",
     "temperature",
 )
-# The letters that llama.cpp's --sampler-seq and /completion have for samplers.
-SAMPLER_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "i": "infill",
-    "a": "adaptive_p",
-}
 # Those that can be asked for besides.
 _OTHER_SAMPLERS = ("infill", "adaptive_p")
 # Fields by the sampler that reads them: they have no effect where it is left out.
@@ -186,7 +172,8 @@ class SamplingParams:
         mirostat_eta: How fast it learns.
         adaptive_target: Prefer tokens near this probability, adapting over time; below 0 is off.
         adaptive_decay: How slowly that adapts, up to 0.99.
-        logit_bias: Added to the logits of tokens, by id or by a text that is one token; ``-inf`` forbids one.
+        logit_bias: Added to the logits of tokens, by id or by a text that is one token; ``-inf`` forbids one,
+            and ``+inf`` forces it.
         grammar: A grammar that the text must follow, in GBNF or as a :class:`pyllm.structured.Grammar`. It is asked
             about each token that the samplers have chosen, and they choose again where it does not fit.
         samplers: The samplers to apply, in this order, by llama.cpp's names: those of :data:`SAMPLER_ORDER`,

@@ -130,7 +130,9 @@ def _biases(biases: Mapping[int | str, float], vocab: Vocab) -> dict[int, float]
             raise InvalidArgumentError(
                 f"logit_bias takes numbers by token id or by text, such as {{42: -1.5}}, not {{{token!r}: {bias!r}}}"
             )
-        merged[token] = merged.get(token, 0.0) + bias
+        before = merged.get(token, 0.0)
+        # Who forces a token that the model asks to suppress means it.
+        merged[token] = bias if bias == float("inf") else before + bias
     return merged
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,19 @@ def check(context: Context, make: Make, row: np.ndarray, times: int = 3) -> list
     assert np.array_equal(context.logits[1], row, equal_nan=True)  # they are only read
     assert by_rows.tokens == full_by_rows.tokens
     return found
+
+
+def refused(context: Context, make: Make, row: np.ndarray, words: str) -> None:
+    """No token is chosen from a row, by no way there is."""
+    context.logits[1] = row
+    for chain in (Chain(*make()), hidden(make)):
+        with pytest.raises(errors.SamplerError, match=words):
+            chain.sample(context)
+        one, other = Row(chain), Row(Chain(Greedy()))
+        context.logits[0] = 0
+        assert sample_rows(context, [one, other], [1, 0]) == [None, 0], "the other row is all right"
+        assert isinstance(one.error, errors.SamplerError) and re.search(words, str(one.error))
+        assert one.tokens == [] and other.error is None
 
 
 def greedy() -> list[Sampler]:
@@ -143,7 +157,8 @@ def test_an_infinite_bias_wins_and_loses(decoded_once: Context) -> None:
         assert check(decoded_once, biased(make, {last: INF}), row, 1) == [last]
         assert check(decoded_once, biased(make, {best: -INF}), row, 1) == [second]
         assert check(decoded_once, biased(make, {best: -INF, last: 0.0}), row, 1) == [second]
-    assert check(decoded_once, biased(greedy, {last: INF, best: INF}), row, 1) == [min(last, best)]
+    assert check(decoded_once, biased(greedy, {last: INF, best: INF}), row, 1) == [best]
+    assert check(decoded_once, biased(greedy, {last: INF, best: -INF}), row, 1) == [last]
 
 
 @pytest.mark.parametrize("at", [INF, -INF, np.nan])
@@ -152,9 +167,14 @@ def test_a_bias_on_what_is_no_number(decoded_once: Context, at: float, value: fl
     for token in (3, 500, N_VOCAB - 1):
         row = distinct(2)
         row[token] = at
-        check(decoded_once, biased(greedy, {token: value}), row, 1)
-        # No order is defined among the k that are kept when one of them is NaN.
-        assert 0 <= Chain(*biased(drawn(5), {token: value})()).sample(decoded_once) < N_VOCAB
+        for make in (biased(greedy, {token: value}), biased(drawn(5), {token: value})):
+            if np.isnan(at):
+                refused(decoded_once, make, row, f"NaN for 1 of {N_VOCAB} tokens, the first is token {token}")
+            elif at == -value:  # it is forced and forbidden
+                refused(decoded_once, make, row, "no token left")
+            else:
+                found = check(decoded_once, make, row, 1)
+                assert (found == [token]) == (INF in (at, value))
 
 
 def test_almost_nothing_is_allowed(decoded_once: Context) -> None:
@@ -169,7 +189,8 @@ def test_almost_nothing_is_allowed(decoded_once: Context) -> None:
         # More are kept than are allowed: those at -inf have no probability.
         assert {Chain(*drawn(40, seed)()).sample(decoded_once) for seed in range(20)} <= set(allowed)
         assert set(check(decoded_once, biased(drawn(n_allowed + 1), {5: 3.0}), row)) <= set(allowed)
-    assert check(decoded_once, greedy, np.full(N_VOCAB, -INF, np.float32)) == [0] * 3
+    for make in (greedy, drawn(1), drawn(40), biased(greedy, {5: 1.0}), biased(drawn(40), {5: INF})):
+        refused(decoded_once, make, np.full(N_VOCAB, -INF, np.float32), "index 1|output -1.*-inf for all tokens")
 
 
 def test_of_equal_logits_greedy_takes_the_lowest_id(decoded_once: Context) -> None:
@@ -185,14 +206,11 @@ def test_of_equal_logits_greedy_takes_the_lowest_id(decoded_once: Context) -> No
 
 
 @pytest.mark.parametrize("places", [[0], [5, 64, 1002], range(N_VOCAB)])
-def test_nan_does_no_harm(decoded_once: Context, places: Any) -> None:
+def test_nan_is_refused(decoded_once: Context, places: Any) -> None:
     row = distinct(1)
     row[list(places)] = np.nan
-    decoded_once.logits[1] = row
     for make in (greedy, drawn(1), drawn(40), biased(greedy, {5: 1.0, 6: -INF}), biased(drawn(200), {5: INF})):
-        assert 0 <= Chain(*make()).sample(decoded_once) < N_VOCAB
-        found = sample_rows(decoded_once, [Row(Chain(*make()))], [1])
-        assert found[0] is None or 0 <= found[0] < N_VOCAB
+        refused(decoded_once, make, row, f"NaN for {len(places)} of {N_VOCAB} tokens, the first is token {places[0]}")
 
 
 def test_what_comes_behind_sees_what_top_k_keeps(decoded_once: Context) -> None:
@@ -232,7 +250,7 @@ def test_a_second_bias_is_no_limit(decoded_once: Context) -> None:
     last = int(row.argmin())
     assert check(decoded_once, biased(biased(greedy, {last: INF}), {7: 1.0}), row, 1) == [last]
     assert check(decoded_once, biased(biased(greedy, {last: INF}), {}), row, 1) == [last]
-    assert check(decoded_once, lambda: [TopK(3), LogitBias(N_VOCAB, {last: INF}), Dist(1)], row)[0] != last
+    refused(decoded_once, lambda: [TopK(3), LogitBias(N_VOCAB, {last: INF}), Dist(1)], row, "have dropped")
 
 
 def test_tokens_of_a_bias_that_are_no_int(decoded_once: Context) -> None:

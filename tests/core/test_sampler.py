@@ -8,8 +8,26 @@ import pytest
 
 from pyllm import errors
 from pyllm.core.batch import Batch
+from pyllm.core.python_sampler import PythonSampler
 from pyllm.core.sampler import Chain
-from pyllm.core.samplers import DRY, Dist, Grammar, Greedy, LogitBias, Penalties, Temp, TopK, TopP
+from pyllm.core.samplers import (
+    DRY,
+    XTC,
+    AdaptiveP,
+    Dist,
+    Grammar,
+    Greedy,
+    LogitBias,
+    MinP,
+    Mirostat,
+    MirostatV2,
+    Penalties,
+    Temp,
+    TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+)
 
 
 def logits(seed: int = 0, n: int = 100) -> np.ndarray:
@@ -365,3 +383,133 @@ def test_threads_on_one_sampler_wait_for_each_other():
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+# Rows without an answer, and tokens that are forced
+
+CHAINS = {
+    "greedy": lambda: Chain(Greedy()),
+    "dist": lambda: Chain(Dist(1)),
+    "top-k": lambda: Chain(TopK(40), Dist(1)),
+    "usual": lambda: Chain(TopK(40), TopP(0.9), MinP(0.05), Temp(0.8), Dist(1)),
+    "moved": lambda: Chain(LogitBias(512, {5: 1.0, 300: -np.inf}), TopK(5), Dist(1)),
+    "top-p": lambda: Chain(TopP(0.9), Dist(1)),
+    "typical": lambda: Chain(Typical(0.9), Temp(0.5), Dist(1)),
+    "penalties": lambda: Chain(Penalties(512, repeat=1.1), Greedy()),
+    "xtc": lambda: Chain(XTC(0.5, 0.1, seed=1), Dist(1)),
+    "sigma": lambda: Chain(TopNSigma(1.0), Dist(1)),
+    "mirostat": lambda: Chain(Mirostat(512, 1)),
+    "mirostat-v2": lambda: Chain(MirostatV2(1)),
+    "adaptive-p": lambda: Chain(MinP(0.01), AdaptiveP(0.5, seed=1)),
+    "python": lambda: Chain(PythonSampler(lambda candidates: None), Dist(1)),
+    "alone": Greedy,
+}
+
+
+@pytest.fixture(params=CHAINS)
+def any_chain(request):
+    return CHAINS[request.param]()
+
+
+def test_a_row_that_forbids_all_tokens_is_an_error(decoded, any_chain):
+    decoded.logits[3] = -np.inf
+    with pytest.raises(errors.SamplerError, match=r"index 3 of the batch are -inf for all tokens"):
+        any_chain.sample(decoded, 3)
+    assert 0 <= any_chain.sample(decoded, 4) < decoded.n_vocab, "other rows are all right, and the chain goes on"
+
+
+@pytest.mark.parametrize("token", [0, 7, -1])
+def test_a_row_with_nan_is_an_error(decoded, any_chain, token):
+    decoded.logits[-1, token] = np.nan
+    n = decoded.n_vocab
+    with pytest.raises(errors.SamplerError, match=rf"output -1 of the batch are NaN for 1 of {n} tokens.*{token % n}$"):
+        any_chain.sample(decoded)
+    decoded.logits[-1] = np.nan
+    with pytest.raises(errors.SamplerError, match=f"NaN for {n} of {n} tokens"):
+        any_chain.sample(decoded)
+
+
+@pytest.mark.parametrize("tokens", [[7], [0], [9, 200, 300]])
+def test_tokens_at_plus_infinity_are_forced(decoded, any_chain, tokens):
+    decoded.logits[3, tokens] = np.inf
+    found = {any_chain.sample(decoded, 3) for _ in range(8)}
+    assert found <= set(tokens) - ({300} if "300: -inf" in repr(any_chain) else set())
+
+
+def test_of_several_forced_tokens_all_can_be_chosen(decoded):
+    decoded.logits[3, [9, 200, 301]] = np.inf
+    chain = Chain(Dist(1))
+    assert {chain.sample(decoded, 3) for _ in range(100)} == {9, 200, 301}
+
+
+def test_a_chain_that_forbids_all_tokens_is_an_error(decoded):
+    everything = LogitBias(decoded.n_vocab, dict.fromkeys(range(decoded.n_vocab), -np.inf))
+    for last in (Greedy(), Dist(1), Mirostat(decoded.n_vocab, 1)):
+        chain = Chain(everything.clone(), last)
+        with pytest.raises(errors.SamplerError, match=r"no token left|became NaN"):
+            chain.sample(decoded)
+    decoded.logits[-1, 5] = np.inf
+    with pytest.raises(errors.SamplerError, match="no token left"):
+        Chain(LogitBias(decoded.n_vocab, {5: -np.inf}), Dist(1)).sample(decoded)
+
+
+@pytest.mark.parametrize("others", [[], [TopK(40)], [Temp(0.7)], [TopP(0.9), MinP(0.1)]])
+def test_a_bias_of_infinity_forces(decoded, others):
+    """It adds nothing: among several the logits decide."""
+    n = decoded.n_vocab
+    worst, second = (int(token) for token in decoded.logits[-1].argsort()[:2])
+    for last in (Greedy(), Dist(1), Mirostat(n, 1), MirostatV2(1)):
+        chain = Chain(LogitBias(n, {worst: np.inf, 5: 3.0}), *(each.clone() for each in others), last)
+        assert [chain.sample(decoded) for _ in range(3)] == [worst] * 3
+        assert chain.clone().sample(decoded) == worst
+    assert Chain(LogitBias(n, {worst: np.inf, second: np.inf}), Greedy()).sample(decoded) == second
+    assert Chain(LogitBias(n, {worst: np.inf, second: np.inf, 5: np.inf, 6: -np.inf}), Dist(1)).sample(decoded) in (
+        *(worst, second, 5),
+    )
+
+
+def test_a_forced_token_that_was_dropped_is_an_error(decoded):
+    worst = int(decoded.logits[-1].argmin())
+    with pytest.raises(errors.SamplerError, match="other samplers have dropped"):
+        Chain(TopK(1), LogitBias(decoded.n_vocab, {worst: np.inf}), Dist(1)).sample(decoded)
+    decoded.logits[-1, worst] = -np.inf
+    with pytest.raises(errors.SamplerError, match="no token left"):
+        Chain(LogitBias(decoded.n_vocab, {worst: np.inf}), Dist(1)).sample(decoded)
+
+
+def test_a_bias_of_nan_is_refused():
+    with pytest.raises(errors.InvalidArgumentError, match=r"bias\[5\]"):
+        LogitBias(100, {5: np.nan})
+
+
+def test_apply_refuses_what_sample_refuses():
+    x = logits()
+    x[7] = np.nan
+    for chain in (Chain(Greedy()), Chain(TopK(5)), Dist(1)):
+        with pytest.raises(errors.SamplerError, match="NaN for 1 of 100 tokens"):
+            chain.apply(x)
+        with pytest.raises(errors.SamplerError, match="-inf for all"):
+            chain.apply(np.full(100, -np.inf))
+    x[[7, 9]] = np.inf
+    ids, values, _, selected = Chain(Dist(1)).apply(x)
+    assert ids.tolist() == [7, 9] and selected in (7, 9) and values.tolist() == [0, 0]
+    with pytest.raises(errors.SamplerError, match="no token left"):
+        Chain(LogitBias(100, dict.fromkeys(range(100), -np.inf)), Greedy()).apply(logits())
+
+
+def test_a_sampler_in_python_that_writes_infinity_or_nan(decoded):
+    def force(candidates):
+        candidates["logit"][candidates["id"] == 7] = np.inf
+
+    def spoil(candidates):
+        candidates["logit"][candidates["id"] == 7] = np.nan
+
+    def forbid(candidates):
+        candidates["logit"] = -np.inf
+
+    for last in (Greedy(), Dist(1), Mirostat(decoded.n_vocab, 1)):
+        assert Chain(PythonSampler(force), last.clone()).sample(decoded) == 7
+        with pytest.raises(errors.SamplerError, match="logit of token 7 NaN"):
+            Chain(PythonSampler(spoil), last.clone()).sample(decoded)
+        with pytest.raises(errors.SamplerError, match=r"no token left|became NaN"):
+            Chain(PythonSampler(forbid), last.clone()).sample(decoded)

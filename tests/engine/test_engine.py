@@ -39,7 +39,7 @@ def slow(ids: np.ndarray, logits: np.ndarray) -> None:
     time.sleep(0.005)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -506,3 +506,30 @@ def test_texts_may_end_while_callers_look(engine: Engine) -> None:
     slots._places = [Place()]  # type: ignore[list-item]
     assert slots.look()[0].running
     assert not slots.look()[0].running
+
+
+def test_a_row_without_an_answer_fails_its_request_alone(load) -> None:
+    """A processor that forbids all tokens, or writes NaN: the request says so, and the others go on."""
+
+    def after_three(value):
+        def edit(ids, logits):
+            if len(ids) >= 9:
+                logits[:] = value
+
+        return edit
+
+    prompt = [5, 6, 7, 8, 9, 10]
+    with Engine(load("llama"), n_ctx=512, n_parallel=3, n_threads=1) as engine:
+        want = engine.complete(prompt, max_tokens=20, temperature=0).tokens
+        bad = [
+            engine.submit(prompt, max_tokens=20, logits_processor=after_three(value), temperature=temperature)
+            for value in (-np.inf, np.nan)
+            for temperature in (0, 1)
+        ]
+        good = engine.submit(prompt, max_tokens=20, temperature=0)
+        for job in bad:
+            with pytest.raises(errors.SamplerError, match=r"forbid|is NaN"):
+                job.result()
+        assert good.result().tokens == want
+        forced = engine.complete(prompt, max_tokens=3, temperature=1, logit_bias={77: np.inf})
+        assert list(forced.tokens) == [77] * 3

@@ -11,3 +11,8 @@ cdef extern from "choose.hpp" namespace "pyllm" nogil:
     int32_t choose(
         lib.llama_sampler * sampler, lib.llama_context * context, int32_t index, reach & within
     ) except +translate
+    int32_t NO_BATCH
+    void collect_row(reach & within, const float * row, size_t n, int32_t index) except +translate
+    void check_choice(
+        lib.llama_sampler * sampler, const lib.llama_token_data_array & array, int32_t index
+    ) except +translate

@@ -2,6 +2,7 @@
 // frames as a C++ exception, so that nothing is sampled or accepted after it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -92,6 +93,28 @@ static inline bool is_descending(const llama_token_data * data, size_t n) {
         }
     }
     return true;
+}
+
+// The index of the first logit that is NaN, or n.
+static inline size_t find_nan(const llama_token_data * data, size_t n) {
+    for (size_t i = 0; i < n; ++i) {
+        if (data[i].logit != data[i].logit) {
+            return i;
+        }
+    }
+    return n;
+}
+
+// Candidates at plus infinity are forced: they alone stay, equally likely. Returns how many are left.
+static inline size_t keep_forced(llama_token_data * data, size_t n) {
+    size_t kept = 0;
+    for (size_t i = 0; i < n; ++i) {
+        if (data[i].logit == INFINITY) {
+            data[kept]         = data[i];
+            data[kept++].logit = 0.0f;
+        }
+    }
+    return kept == 0 ? n : kept;
 }
 
 // Drops the candidates whose bit is 0 or past the mask, keeping the order; returns how many are left.

@@ -33,6 +33,8 @@ cdef extern from "python_sampler.hpp" namespace "pyllm" nogil:
     int32_t largest_id(const lib.llama_token_data * data, size_t n) noexcept
     size_t find_bad_id(const lib.llama_token_data * data, size_t n, int32_t last) noexcept
     bool is_descending(const lib.llama_token_data * data, size_t n) noexcept
+    size_t find_nan(const lib.llama_token_data * data, size_t n) noexcept
+    size_t keep_forced(lib.llama_token_data * data, size_t n) noexcept
     size_t keep_allowed(lib.llama_token_data * data, size_t n, const int32_t * words, size_t n_words) noexcept
 
 
@@ -45,7 +47,8 @@ cdef class Candidates:
 
     ``candidates.array`` is a structured array of shape (size,) with the fields ``id`` (int32), ``logit`` and ``p``
     (float32; p is filled by some samplers only); ``candidates["logit"]`` is a field of it. What is written there
-    counts. ``size``, ``selected`` and ``sorted`` can be set.
+    counts: a logit of -inf forbids a token, +inf forces it (of several one is chosen), and NaN is a SamplerError.
+    ``size``, ``selected`` and ``sorted`` can be set.
 
     After the call, every use of this object raises SamplerError. An array that was kept is safe to read, and shows
     other candidates from the next call on: keep a ``.copy()``.
@@ -228,6 +231,13 @@ cdef class PythonBody(Body):
             raise errors.SamplerError(
                 f"apply() of {self.implementation!r} selected index {candidates.selected_} and left {n} candidates"
             )
+        bad = find_nan(self.data, n)
+        if <Py_ssize_t> bad < n:
+            raise errors.SamplerError(
+                f"apply() of {self.implementation!r} made the logit of token {self.data[bad].id} NaN"
+            )
+        if candidates.selected_ < 0:
+            n = keep_forced(self.data, n)
         c.data = self.data
         c.size = n
         c.selected = candidates.selected_

@@ -12,6 +12,7 @@ cdef extern from "reach.hpp" namespace "pyllm" nogil:
     cdef cppclass reach:
         size_t k
         vector[int32_t] moved
+        vector[lib.llama_token_data] candidates
 
 
 cdef class Sampler(Resource):

@@ -8,17 +8,19 @@ import weakref
 
 cimport cython
 from libc.stdint cimport int32_t, uint32_t, uintptr_t
-from libc.stdlib cimport free, malloc
 
 import numpy as np
 
 from pyllm import errors
 from pyllm.core.arguments cimport int32
 from pyllm.core cimport error, guard
-from pyllm.core.choose cimport choose
+from pyllm.core.choose cimport NO_BATCH, check_choice, choose, collect_row
 from pyllm.core.context cimport Context
 from pyllm.core.model cimport Model
 from pyllm.includes cimport llama as lib
+
+# How choose.hpp begins to say what is wrong with a row.
+cdef str CANNOT_CHOOSE = "cannot choose a token: "
 
 # The chain searches them among the candidates, so that with many of them all tokens are looked at faster.
 cdef enum:
@@ -189,8 +191,9 @@ cdef class Sampler(Resource):
 
         Raises:
             NoOutputError: There are no logits at that index.
-            SamplerError: The chain never selects a token; or the token was chosen on the device, by what
-                ``Context.set_sampler`` attached.
+            SamplerError: The row has no answer: all of its logits are -inf or one is NaN, or the samplers have made
+                it so. A token at +inf is forced, and of several one is chosen. Or the chain never selects a token; or
+                the token was chosen on the device, by what ``Context.set_sampler`` attached.
 
         Wraps ``llama_sampler_sample``.
         """
@@ -243,6 +246,9 @@ cdef class Sampler(Resource):
             tuple: Arrays ``(ids, logits, probabilities)`` of the candidates that are left, int32 and float32 of
             shape (n,), and the id of the selected token or None.
 
+        Raises:
+            SamplerError: All logits are -inf or one is NaN, as for :meth:`sample`; or the selected token is forbidden.
+
         Wraps ``llama_sampler_apply``.
         """
         values = np.asarray(logits)
@@ -254,31 +260,29 @@ cdef class Sampler(Resource):
         if values.size == 0:
             raise errors.InvalidArgumentError("logits must be of shape (n_vocab,), and there are none")
         cdef const float[::1] view = values
-        cdef Py_ssize_t i, n = view.shape[0]
+        cdef size_t n = view.shape[0]
+        cdef reach within
         cdef lib.llama_token_data_array array
-        array.data = <lib.llama_token_data *> malloc(n * sizeof(lib.llama_token_data))
-        cdef lib.llama_token_data * storage = array.data
-        if storage == NULL:
-            raise MemoryError()
-        cdef Sampler root
+        cdef Sampler root = self.begin()
         try:
-            for i in range(n):
-                storage[i].id = <int32_t> i
-                storage[i].logit = view[i]
-                storage[i].p = 0
-            array.size = n
-            array.selected = -1
-            array.sorted = False
-            root = self.begin()
+            within.k = 0
             try:
                 with nogil:
+                    collect_row(within, &view[0], n, NO_BATCH)
+                    array.data = within.candidates.data()
+                    array.size = within.candidates.size()
+                    array.selected = -1
+                    array.sorted = False
                     lib.llama_sampler_apply(self.ptr, &array)
-            finally:
-                self.finish(root)
+                    if array.selected >= 0:
+                        check_choice(self.ptr, array, NO_BATCH)
+            except (errors.BackendAssertError, errors.BackendError) as cause:
+                raise explain(cause) from cause
+            # A sampler written in Python has moved them to memory of its own, which is read under its lock.
             error.raise_stashed()
             return _candidates(&array)
         finally:
-            free(storage)
+            self.finish(root)
 
     def accept(self, token):
         """Tell the sampler that a token was chosen (grammars and penalties remember it).
@@ -529,6 +533,14 @@ cdef Sampler wrap_member(Chain chain, lib.llama_sampler * ptr):
 
 
 cdef object explain(object cause):
+    _, mark, words = cause.message.partition(CANNOT_CHOOSE)
+    if mark:
+        return errors.SamplerError(CANNOT_CHOOSE + words, function="llama_sampler_sample")
+    if "cur_p->size > 0" in str(cause):
+        return errors.SamplerError(
+            CANNOT_CHOOSE + "the samplers have dropped all, and the next one needs some",
+            function="llama_sampler_sample",
+        )
     if "selected" in str(cause):
         return errors.SamplerError(
             "the sampler never selects a token: end the chain with Greedy(), Dist(), Mirostat(), MirostatV2() or "

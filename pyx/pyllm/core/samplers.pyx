@@ -8,6 +8,7 @@ import math
 import operator
 import secrets
 
+from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libcpp.vector cimport vector
 
@@ -20,6 +21,10 @@ from pyllm.includes cimport llama as lib
 
 from pyllm.core.gbnf import check
 from pyllm.core.text_limits import check_pattern
+
+
+cdef extern from "forced.hpp" namespace "pyllm" nogil:
+    lib.llama_sampler * make_forced(const vector[int32_t] & tokens, lib.llama_sampler * others) except +
 
 
 # Longer than any context; the samplers make room for all of it at once.
@@ -395,11 +400,14 @@ class DRY(Sampler):
 
 
 class LogitBias(Sampler):
-    """Add a number to the logits of some tokens; ``-inf`` forbids them.
+    """Add a number to the logits of some tokens; ``-inf`` forbids them, and ``+inf`` forces them.
 
     Args:
         n_vocab: Size of the vocabulary.
-        bias: dict of token id to float.
+        bias: dict of token id to float. With several at ``+inf`` one of these is chosen, by their logits.
+
+    Raises:
+        InvalidArgumentError: A token is out of range, or a bias is NaN.
 
     Wraps ``llama_sampler_init_logit_bias``.
     """
@@ -407,17 +415,24 @@ class LogitBias(Sampler):
     def __init__(self, n_vocab, bias):
         cdef int32_t c_n_vocab = _n_vocab(n_vocab)
         cdef vector[lib.llama_logit_bias] entries
+        cdef vector[int32_t] tokens
+        cdef lib.llama_sampler * ptr
         cdef lib.llama_logit_bias entry
         for token, value in dict(bias).items():
             if not 0 <= operator.index(token) < n_vocab:
                 raise errors.InvalidArgumentError(f"token {token} is not from 0 to {c_n_vocab - 1}")
             entry.token = token
             entry.bias = number(value, f"bias[{token}]")
-            entries.push_back(entry)
+            if entry.bias == INFINITY:
+                tokens.push_back(token)
+            else:
+                entries.push_back(entry)
         guard.enter()
+        ptr = lib.llama_sampler_init_logit_bias(c_n_vocab, <int32_t> entries.size(), entries.data())
+        if not tokens.empty():
+            ptr = make_forced(tokens, ptr)
         (<Sampler?> self).own(
-            lib.llama_sampler_init_logit_bias(c_n_vocab, <int32_t> entries.size(), entries.data()),
-            "llama_sampler_init_logit_bias", {"n_vocab": c_n_vocab, "bias": dict(bias)},
+            ptr, "llama_sampler_init_logit_bias", {"n_vocab": c_n_vocab, "bias": dict(bias)},
         )
 
 
