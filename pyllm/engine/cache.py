@@ -103,23 +103,11 @@ class SequenceCache:
         assert task.seq is not None
         task.n_computed += n_accepted
         if task.n_computed < self.ledger.length(task.seq):
-            self.memory.rm(task.seq, task.n_computed, -1)
+            if not self.memory.rm(task.seq, task.n_computed, -1):
+                # The rest of a long draft has overwritten what a sliding window reads here: all is computed again.
+                self.memory.rm(task.seq, -1, -1)
+                task.n_computed = 0
             self.ledger.truncate(task.seq, task.n_computed)
-
-    def cut(self, task: Task) -> bool:
-        """Remove from the KV cache what a decode that was aborted has left behind the tokens of a request.
-
-        Returns:
-            bool: Whether the request can go on from there. Where it cannot, the sequence is of no use any more.
-        """
-        assert task.seq is not None
-        return self.memory.rm(task.seq, task.n_computed, -1) and self._is_there(task.seq, task.n_computed)
-
-    def forget(self, task: Task) -> None:
-        """A request stops running, and what its sequence holds is kept nowhere."""
-        assert task.seq is not None
-        self._remove(task.seq)
-        task.seq, task.n_computed = None, 0
 
     def keep(self, task: Task) -> None:
         """A request has ended; what was computed stays for prompts that begin in the same way."""
@@ -179,7 +167,7 @@ class SequenceCache:
                 (one for n, one in self.tree.matches(ids, key) if n == len(ids) <= self.ledger.length(one)), None
             )
             free = self._free_sequence(taken)
-            if source is not None and free is not None:
+            if source is not None and free is not None and self._is_there(source, len(ids)):
                 self._copy(source, free, len(ids))
                 try:
                     yield free
@@ -230,11 +218,7 @@ class SequenceCache:
             self.evict(seq)
 
     def _copy(self, source: int, seq: int, n: int) -> None:
-        if self.ledger.shares:
-            self.memory.cp(source, seq, 0, n)
-        else:  # llama.cpp copies all of it, or nothing
-            self.memory.cp(source, seq)
-            self.memory.rm(seq, n, -1)
+        self.memory.cp(source, seq, 0, n)
 
     def _remove(self, seq: int) -> None:
         self.memory.rm(seq, -1, -1)
@@ -260,7 +244,9 @@ class SequenceCache:
         """Bring n tokens back into a sequence; how many have come: all of them, or none."""
         if self.host is None or not self.host.load(number, seq):
             return 0
-        self.memory.rm(seq, n, -1)
+        if not self.memory.rm(seq, n, -1):
+            self.memory.rm(seq, -1, -1)
+            return 0
         self._came_back(seq, n)
         return n
 

@@ -37,15 +37,6 @@ def test_an_assertion_inside_llama_decode_is_an_exception(load, make_context):
     np.testing.assert_allclose(np.asarray(context.logits), expected, atol=1e-4)
 
 
-def test_an_assertion_inside_a_memory_operation_is_an_exception(make_context):
-    context = make_context(n_seq_max=2)
-    context.decode(Batch.from_arrays([1, 2, 3]))
-    with pytest.raises(errors.PyllmError, match="full"):
-        context.memory.cp(0, 1, 1, 2)
-    context.decode(Batch.from_arrays([4]))
-    assert context.memory.pos_max(0) == 3
-
-
 def test_an_assertion_leaves_other_contexts_alone(load, make_context):
     model = load("t5")
     good, bad = make_context(model), make_context(model)
@@ -147,7 +138,7 @@ time.sleep(30)
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL)
 def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
     # Without Python's own fault handler, which would write a traceback too.
-    result = isolated.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=550)
+    result = isolated.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=60)
     assert result.returncode == -signal.SIGABRT, (result.returncode, result.stderr)
     assert "somewhere.c:42: it is 13 o'clock" in result.stderr
     assert "most recent call first" in result.stderr and "assertion_in_a_thread_of_its_own" in result.stderr
@@ -167,7 +158,7 @@ except errors.PyllmError as exception:
 """,
         tiny_models["llama"],
         env={"PYTHONFAULTHANDLER": ""},
-        timeout=550,
+        timeout=60,
     )
     if result.returncode == 0:
         assert result.stdout.strip() in ("ModelLoadError", "InvalidArgumentError", "ContextError")

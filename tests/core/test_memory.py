@@ -138,6 +138,112 @@ def test_cp_shares_a_prompt(load, make_context, ids, unified, arch):
         np.testing.assert_allclose(found, next_logits(alone, token, pos), atol=1e-2)
 
 
+def test_cp_replaces_what_is_there(model, make_context, ids, unified):
+    """The target goes on as if it had decoded the tokens of the source, whatever it held."""
+    context = make_context(model, n_seq_max=3, kv_unified=unified, **EXACT)
+    context.decode(Batch.from_arrays(ids[:10]))
+    context.decode(Batch.from_arrays(ids[12:30], seq_ids=1))
+    context.memory.cp(0, 1)
+    assert positions(context) == [(0, 9), (0, 9), (-1, -1)]
+    found = next_logits(context, 300, 10, 1)
+    np.testing.assert_allclose(found, recomputed(make_context, model, ids[:10], None, 300, 10), atol=1e-2)
+    context.memory.cp(2, 1)
+    assert positions(context) == [(0, 9), (-1, -1), (-1, -1)], "a sequence without tokens replaces all"
+
+
+def test_cp_of_a_range_replaces_the_range(model, make_context, ids, unified):
+    context = make_context(model, n_seq_max=2, kv_unified=unified, **EXACT)
+    context.decode(Batch.from_arrays(ids[:10]))
+    context.decode(Batch.from_arrays(ids[12:18], seq_ids=1))
+    context.memory.cp(0, 1, 0, 8)
+    assert positions(context) == [(0, 9), (0, 7)]
+    found = next_logits(context, 300, 8, 1)
+    np.testing.assert_allclose(found, recomputed(make_context, model, ids[:8], None, 300, 8), atol=1e-2)
+
+
+def test_cp_into_the_middle(model, make_context, ids):
+    """What stands before and behind the range stays."""
+    context = make_context(model, n_seq_max=2, kv_unified=True, **EXACT)
+    context.decode(Batch.from_arrays(ids[:12]))
+    context.decode(Batch.from_arrays(ids[:12], seq_ids=1))
+    context.memory.cp(0, 1, 4, 8)  # each token once: the same text
+    assert positions(context) == [(0, 11), (0, 11)]
+    found = next_logits(context, 300, 12, 1)
+    np.testing.assert_allclose(found, recomputed(make_context, model, ids[:12], None, 300, 12), atol=1e-2)
+
+
+def test_cp_into_the_middle_of_a_cache_in_parts(make_context, ids):
+    context = make_context(n_seq_max=2, kv_unified=False)
+    for seq in (0, 1):
+        context.decode(Batch.from_arrays(ids[:12], seq_ids=seq))
+    for p0, p1 in ((4, 8), (4, -1), (0, 8)):
+        with pytest.raises(errors.ContextError, match="kv_unified=True"):
+            context.memory.cp(0, 1, p0, p1)
+        assert positions(context) == [(0, 11), (0, 11)]
+    context.memory.rm(1)
+    context.memory.cp(0, 1, 4, 8)
+    assert positions(context) == [(0, 11), (4, 7)]
+
+
+def test_cp_onto_itself_changes_nothing(load, make_context, ids, unified):
+    for arch in ("llama", "gemma3", "mamba", "jamba"):
+        model = load(arch)
+        context = make_context(model, n_seq_max=2, kv_unified=unified, **EXACT)
+        context.decode(Batch.from_arrays(ids[:10]))
+        before = positions(context)
+        for p0, p1 in ((-1, -1), (2, 5), (5, 2)):
+            context.memory.cp(0, 0, p0, p1)
+            assert positions(context) == before
+        found = next_logits(context, 300, 10)
+        np.testing.assert_allclose(found, recomputed(make_context, model, ids[:10], None, 300, 10), atol=1e-2)
+
+
+@pytest.mark.parametrize("arch", ["mamba", "jamba"])
+def test_cp_of_recurrent_states_is_whole(load, make_context, ids, unified, arch):
+    model = load(arch)
+    context = make_context(model, n_seq_max=2, kv_unified=unified, **EXACT)
+    context.decode(Batch.from_arrays(ids[:10]))
+    context.decode(Batch.from_arrays(ids[12:30], seq_ids=1))
+    for p0, p1 in ((0, 8), (2, -1), (2, 5), (0, 12)):
+        with pytest.raises(errors.ContextError, match="recurrent"):
+            context.memory.cp(0, 1, p0, p1)
+    assert context.memory.pos_max(1) == 17, "nothing was changed"
+    context.memory.cp(0, 1)
+    assert context.memory.pos_max(1) == 9
+    found = next_logits(context, 300, 10, 1)
+    np.testing.assert_allclose(found, recomputed(make_context, model, ids[:10], None, 300, 10), atol=1e-2)
+
+
+def test_rm_of_all_sequences_of_a_recurrent_model(load, make_context, ids):
+    context = make_context(load("mamba"), n_seq_max=2)
+    for seq in (0, 1):
+        context.decode(Batch.from_arrays(ids[:10], seq_ids=seq))
+    assert context.memory.rm(-1) is True
+    assert positions(context) == [(-1, -1)] * 2
+
+
+def test_what_the_next_decode_moves_cannot_be_saved_before(make_context, ids):
+    """llama.cpp would write the old keys with the new positions, and the old data of the target."""
+    context = make_context(n_seq_max=2, kv_unified=False)
+    context.decode(Batch.from_arrays(ids[:10]))
+    saved = context.state.save(0)
+    for change in (
+        lambda: context.memory.cp(0, 1),
+        lambda: context.memory.add(0, 3),
+        lambda: context.memory.div(0, 2),
+    ):
+        change()
+        for attempt in (lambda: context.state.save(0), context.state.save, lambda: context.state.load(saved, 1)):
+            with pytest.raises(errors.StateError, match="decode first"):
+                attempt()
+        context.memory.rm(0, context.memory.pos_max(0))
+        context.decode(Batch.from_arrays([300]))
+        assert context.state.save(0)
+    context.memory.add(0, 3)
+    context.memory.clear()
+    assert context.state.save()
+
+
 def test_cp_of_a_part_in_a_unified_cache(make_context, ids):
     context = make_context(n_seq_max=2, kv_unified=True)
     context.decode(Batch.from_arrays(ids[:10]))

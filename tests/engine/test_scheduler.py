@@ -56,9 +56,9 @@ class OwnCells(Cells):
         self.n_each = n_each
 
     def cp(self, src: int, dst: int, p0: int = -1, p1: int = -1) -> None:
-        assert (p0, p1) == (-1, -1), "llama.cpp copies all, or nothing"
-        assert not self.positions(dst)
-        self.add(dst, len(self.positions(src)))
+        assert p0 <= 0 and not self.positions(dst), "a part cannot be copied onto other tokens"
+        n = len(self.positions(src))
+        self.add(dst, n if p1 < 0 else min(n, p1))
 
     def add(self, seq: int, n: int) -> None:
         super().add(seq, n)

@@ -58,6 +58,7 @@ cdef class Context(ContextSettings):
     cdef int32_t n_batch_
     cdef int32_t n_ubatch_
     cdef int32_t n_seq_max_
+    cdef int unapplied                    # what the next decode does to the memory first, see core.memory
 
     cdef int _read_constants(self, ContextArguments arguments) except -1
     cdef int _run(self, Batch batch, bint encode) except -1
@@ -80,3 +81,4 @@ cdef class Context(ContextSettings):
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil
     cdef int raise_for(self, int code, str function) except -1
     cdef int sync_shadow(self) except -1
+    cdef int _check_pooling(self, Batch batch) except -1

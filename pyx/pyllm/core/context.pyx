@@ -25,6 +25,10 @@ from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
 
 
+cdef extern from "pooling.hpp" namespace "pyllm" nogil:
+    int32_t first_split(const lib.llama_batch & batch, int32_t n_ubatch, bool unified, bool recurrent) except +
+
+
 cdef bool poll(void * owner) noexcept nogil:
     cdef bool stop = True
     if guard.begin_python():
@@ -140,6 +144,7 @@ cdef class Context(ContextSettings):
             arguments.c.cb_eval_user_data = &self.tap_
 
         model.require()
+        arguments.check_pooling(model)
         if model.vocab_only:
             raise errors.ContextError("the model was loaded with vocab_only=True and has no weights to compute with")
         log.refresh()
@@ -333,6 +338,39 @@ cdef class Context(ContextSettings):
             raise errors.InvalidBatchError(
                 f"the model takes {self.n_pos_per_embd} position(s) for each embedding, not {batch.pos_stride}"
             )
+        if self.embeddings_ and self.has_memory and not encode:
+            self._check_pooling(batch)
+        return 0
+
+    cdef int _check_pooling(self, Batch batch) except -1:
+        """llama.cpp pools the tokens of a micro-batch: each sequence must be whole in one."""
+        cdef int pooling = lib.llama_get_pooling_type(self.ptr)
+        cdef int32_t seq_id
+        cdef bint recurrent
+        cdef lib.llama_memory_t memory
+        # The last token is in the last micro-batch, whatever came before.
+        if pooling != lib.LLAMA_POOLING_TYPE_MEAN and pooling != lib.LLAMA_POOLING_TYPE_CLS:
+            return 0
+        name = enums.PoolingType(pooling).name.lower()
+        recurrent = self.model.is_recurrent or self.model.is_hybrid
+        seq_id = first_split(batch.c, self.n_ubatch_, self.kv_unified, recurrent)
+        if seq_id >= 0:
+            raise errors.InvalidBatchError(
+                f"sequence {seq_id} of the batch is computed in several micro-batches (n_ubatch={self.n_ubatch_}, "
+                f"kv_unified={self.kv_unified}), and its embedding with pooling_type={name!r} would be that of the "
+                "last one alone: make the context with kv_unified=True and n_ubatch as large as the batch, decode "
+                "fewer sequences at once, or pool the rows of pooling_type='none'"
+            )
+        memory = lib.llama_get_memory(self.ptr)
+        for i in range(batch.c.n_tokens):
+            for j in range(1 if batch.c.n_seq_id == NULL else batch.c.n_seq_id[i]):
+                seq_id = 0 if batch.c.seq_id == NULL else batch.c.seq_id[i][j]
+                if lib.llama_memory_seq_pos_max(memory, seq_id) >= 0:
+                    raise errors.InvalidBatchError(
+                        f"sequence {seq_id} has tokens of an earlier decode, which its embedding with "
+                        f"pooling_type={name!r} would leave out: remove them with memory.rm({seq_id}), decode all of "
+                        "a text at once, or pool the rows of pooling_type='none'"
+                    )
         return 0
 
     cdef int _check_call(self, int32_t n, bint encode) except -1:
@@ -426,6 +464,8 @@ cdef class Context(ContextSettings):
             guard.end_native()
         if code == 0:
             self.n_outputs = n_outputs
+        if code >= 0:
+            self.unapplied = 0
         # A decode that was refused has not enlarged the output buffer; one that was aborted has.
         if (code == 0 or code == 2) and self.unconfirmed > self.reserved:
             self.reserved = self.unconfirmed

@@ -9,6 +9,7 @@ from libc.stdint cimport uint32_t
 
 from pyllm import enums, errors
 from pyllm.core.arguments cimport number
+from pyllm.core.model cimport Model
 from pyllm.cpus import usable_cpus
 from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
@@ -116,6 +117,32 @@ cdef class ContextArguments:
         if c.n_seq_max > lib.llama_max_parallel_sequences():
             raise errors.InvalidArgumentError(
                 f"n_seq_max must be at most {lib.llama_max_parallel_sequences()}, not {c.n_seq_max}"
+            )
+        return 0
+
+    cdef int check_pooling(self, Model model) except -1:
+        """Refuse sizes with which llama.cpp asserts: it plans its graph with as many tokens of each sequence."""
+        cdef lib.llama_context_params * c = &self.c
+        cdef uint32_t n_ctx, n
+        if not c.embeddings or c.n_seq_max < 2 or model.has_encoder:
+            return 0
+        architecture = model.meta("general.architecture")
+        pooling = <int> c.pooling_type
+        if pooling == lib.LLAMA_POOLING_TYPE_UNSPECIFIED:
+            pooling = int(model.meta(f"{architecture}.pooling_type") or 0)
+        if pooling != lib.LLAMA_POOLING_TYPE_MEAN or model.meta(f"{architecture}.attention.causal") == "false":
+            return 0
+        n_ctx = c.n_ctx or model.n_ctx_train
+        n = min(n_ctx, c.n_batch, c.n_ubatch or c.n_batch)
+        if n % c.n_seq_max:
+            raise errors.InvalidArgumentError(
+                f"with pooling_type='mean' n_ubatch must be a multiple of n_seq_max={c.n_seq_max}, not {n}: "
+                f"give n_ubatch={max(n // c.n_seq_max, 1) * c.n_seq_max} and an n_batch that is no smaller"
+            )
+        if 0 < c.n_outputs_max < n:
+            raise errors.InvalidArgumentError(
+                f"with pooling_type='mean' every token is an output: n_outputs_max must be at least n_ubatch={n}, "
+                f"not {c.n_outputs_max}, or 0"
             )
         return 0
 

@@ -14,6 +14,7 @@ from pyllm.core.choose cimport choose
 from pyllm.core.context cimport Context
 from pyllm.core.sampler cimport Sampler, explain
 from pyllm.core.text_stream cimport TextStream
+from pyllm.core.window cimport remove_range
 from pyllm.includes cimport llama as lib
 
 # How `loop` ended; other values are return codes of llama_decode.
@@ -224,7 +225,7 @@ cdef class Generation:
             raise errors.NoOutputError("there are no logits to sample from: call prefill() first")
         if not self.has_pending and self.decode != context.decodes:
             # Another sequence was decoded since. The logits of this one are computed again from its last token.
-            if not lib.llama_memory_seq_rm(lib.llama_get_memory(context.ptr), self.seq_id, self.n_past - 1, -1):
+            if not remove_range(context.ptr, self.seq_id, self.n_past - 1, -1):
                 raise errors.StaleLogitsError(
                     "another decode on this context has replaced the logits of this text, and the memory of this "
                     "model cannot go back by one token to compute them again; use one context for each text"

@@ -18,6 +18,7 @@ from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
 from pyllm.core.vocab cimport Vocab
+from pyllm.core.window cimport remove_range
 from pyllm.includes cimport llama as lib
 from pyllm.includes cimport llama_ext as ext
 from pyllm.includes cimport speculative as spec
@@ -523,7 +524,7 @@ cdef class Drafter(Resource):
         self.n_kept = min(self.n_kept, <int32_t> self.history.size())
         if self.n_held <= self.n_kept:
             return 0
-        if self.goes_back and lib.llama_memory_seq_rm(memory, 0, self.n_kept, -1):
+        if self.goes_back and remove_range(self.context.ptr, 0, self.n_kept, -1):
             self.n_held = self.n_kept
         elif not self.goes_back and 0 <= self.checkpoint.n <= self.n_kept and self.checkpoint.restore(0):
             self.n_held = self.n_kept = self.checkpoint.n

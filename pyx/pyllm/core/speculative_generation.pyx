@@ -12,6 +12,7 @@ from pyllm.core.generation cimport Generation
 from pyllm.core.sampler cimport Sampler
 from pyllm.core.speculative cimport Checkpoint, Drafter
 from pyllm.core.speculative_pace cimport Pace
+from pyllm.core.window cimport remove_range
 from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
 
@@ -370,7 +371,7 @@ cdef class SpeculativeGeneration(Generation):
         if lib.llama_memory_seq_pos_max(memory, self.seq_id) < self.n_past:
             return 0
         if self.checkpoint is None or 0 < n_computed <= self.n_rollback:
-            if lib.llama_memory_seq_rm(memory, self.seq_id, self.n_past, -1):
+            if remove_range(self.context.ptr, self.seq_id, self.n_past, -1):
                 return 0
         # The tokens behind the checkpoint are computed again, together with the next one.
         n = 0

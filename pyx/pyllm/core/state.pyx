@@ -386,6 +386,11 @@ cdef class State:
             )
         if seq_id == ALL and flags:
             raise errors.InvalidArgumentError("flags need a sequence: give seq_id")
+        if self.context.unapplied:
+            raise errors.StateError(
+                "sequences were copied or their positions shifted, and llama.cpp moves the data with the next decode: "
+                "decode first, then save or load"
+            )
         return 0
 
     def _check_ticket(self, ticket):
