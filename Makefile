@@ -4,7 +4,8 @@
 #   make test      build and run the tests, without the slow ones; `make test-all` runs all
 #   make lint      every static check
 #   make bench     pyllm beside llama.cpp's own programs
-#   make asan      the tests of the core under the address sanitizer
+#   make asan      the tests of all that is C++ under the address sanitizer
+#   make docs      the documentation site, in build/site
 #   make wheel     the source archive, and a portable wheel made from it
 #   make clean     remove what is quick to make again; llama.cpp's own build folders stay
 
@@ -54,7 +55,7 @@ SOURCES := $(shell find pyx -type f 2>/dev/null) setup.py llama_cpp_src/PIN.toml
 
 step = @printf '\n==> %s\n' "$(1)"
 
-.PHONY: run test test-all lint bench asan wheel tools build fetch clean help
+.PHONY: run test test-all lint bench asan wheel docs tools build fetch clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -127,6 +128,15 @@ lint: build $(STAMPS)/environment-tests
 	$(call step,stubtest)
 	@$(PY) -m mypy.stubtest pyllm.core --concise $(if $(wildcard tests/typing/stubtest-allowlist.txt),--allowlist tests/typing/stubtest-allowlist.txt)
 
+# The documentation site, into build/site. Its programs have an environment of their own; what pyllm needs comes after.
+docs: build
+	$(call step,documentation)
+	@test -x build/docs/bin/mkdocs || $(PY) -m venv build/docs
+	@build/docs/bin/python -m pip install --quiet --require-hashes --requirement docs/site/requirements.txt
+	@$(PY) -c "import numpy, pathlib; print(pathlib.Path(numpy.__file__).parents[1])" > \
+		"$$(build/docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/pyllm-needs.pth"
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH="$(CURDIR)" build/docs/bin/mkdocs build --quiet
+
 # Upstream's own programs, built in the same folder with the same flags, for comparisons.
 tools: build
 	$(call step,llama.cpp: $(TOOLS))
@@ -136,12 +146,15 @@ bench: tools $(STAMPS)/environment-tests
 	$(call step,benchmarks)
 	@$(PY) benchmarks/run.py
 
+# The tests of all C++ that is pyllm's own: the core, and what drives its round, chat, matcher and drafters.
+ASAN_TESTS := $(addprefix tests/,core lifetime interp engine chat llama processors speculation structured)
+
 # A whole second copy of the package, built with the sanitizer, that only this target imports.
 asan: build $(STAMPS)/environment-tests
 	$(call step,building with the address sanitizer)
 	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
 	$(call step,tests under the address sanitizer)
-	@scripts/asan $(PY) build/asan tests/core tests/lifetime tests/interp $(PYTEST_ARGS)
+	@scripts/asan $(PY) build/asan $(ASAN_TESTS) $(PYTEST_ARGS)
 
 # From the source archive, as cibuildwheel does it, so that the archive is known to be whole.
 wheel: $(STAMPS)/environment-tests

@@ -194,7 +194,10 @@ class bdist_wheel(_bdist_wheel):  # noqa: N801
 
     def write_wheelfile(self, wheelfile_base: str, **options: str) -> None:
         super().write_wheelfile(wheelfile_base, **options)
-        info = json.loads(Path(self.bdist_dir, "pyllm/_build.json").read_text(encoding="utf-8"))
+        recorded = Path(self.bdist_dir, "pyllm/_build.json")
+        if not recorded.exists():
+            return  # an editable installation has nothing in it
+        info = json.loads(recorded.read_text(encoding="utf-8"))
         target = Path(wheelfile_base, "sboms/pyllm.cdx.json")
         target.parent.mkdir(parents=True, exist_ok=True)
         materials = sbom.sbom("pyllm", self.distribution.get_version(), info)

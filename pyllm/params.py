@@ -91,6 +91,20 @@ SAMPLER_ORDER = (
     "xtc",
     "temperature",
 )
+# The letters that llama.cpp's --sampler-seq and /completion have for samplers.
+SAMPLER_LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typ_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "i": "infill",
+    "a": "adaptive_p",
+}
 # Those that can be asked for besides.
 _OTHER_SAMPLERS = ("infill", "adaptive_p")
 # Fields by the sampler that reads them: they have no effect where it is left out.

@@ -10,8 +10,9 @@ from pathlib import Path
 PRELUDE = Path(__file__).with_name("isolated_prelude.py").read_text(encoding="utf-8")
 
 
+# Limits end what hangs, before pytest's own does; a busy machine may need minutes for what takes a second elsewhere.
 def run(
-    script: str, *arguments: object, timeout: float = 120, env: dict[str, str] | None = None
+    script: str, *arguments: object, timeout: float = 550, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a script after the names of `isolated_prelude.py`; `arguments` become ``sys.argv[1:]``."""
     # Freed memory is overwritten, so that using it shows; a crash tells where it happened, without a debugger.
@@ -28,7 +29,7 @@ def run(
 
 
 def survive(
-    script: str, *arguments: object, timeout: float = 120, env: dict[str, str] | None = None
+    script: str, *arguments: object, timeout: float = 550, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a script that must reach its end, exit with 0 and leave nothing on stderr."""
     result = run(script + "\nprint('reached the end')", *arguments, timeout=timeout, env=env)

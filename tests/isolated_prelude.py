@@ -68,7 +68,7 @@ def run_threads(*functions):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
         assert not thread.is_alive(), "a thread hangs"
     if failures:
         raise failures[0]

@@ -50,6 +50,6 @@ def start(*arguments: str | Path, input: str = "", **options: object) -> subproc
         capture_output=True,
         text=True,
         encoding="utf-8",
-        timeout=300,
+        timeout=550,
         **options,
     )

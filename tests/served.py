@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -19,6 +20,12 @@ import programs
 from pyllm.engine import Engine, Job
 from pyllm.server.run import Runner
 from pyllm.server.state import ServerState
+
+# Words that stand in messages of Python, and of no other program.
+PYTHON = re.compile(
+    r"\b(None|True|False|NoneType|dict|tuple|bytes|bytearray|numpy|codec|pathlib|kwargs|sys\.\w+|traceback|char \d+)\b"
+    r"|<class|object at 0x|Error\b:"
+)
 
 
 class Prompted(Engine):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from pyllm.chat.named_templates import named_template, template_names
 from pyllm.core.chat import ChatTemplates
 from pyllm.core.model import Model
 from pyllm.errors import InvalidArgumentError, PyllmError
@@ -32,7 +33,8 @@ class TemplateStore:
         """The template to use.
 
         Args:
-            template: Jinja source, the path of a file with it, or "chatml"; None for the default.
+            template: Jinja source, the path of a file with it, or a name that llama.cpp knows, such as "llama3"; None
+                for the default.
 
         Raises:
             InvalidArgumentError: It is none of these.
@@ -74,9 +76,23 @@ def _text(template: Template) -> str:
             raise InvalidArgumentError(f"the chat template {os.fspath(template)} is no UTF-8 text: {error}") from None
     if not isinstance(template, str):
         raise InvalidArgumentError(f"a chat template must be text or a path, not {template!r}")
+    if template == "chatml" or "{{" in template or "{%" in template:
+        return template
     # llama.cpp would take any other word for a template without variables: a prompt that never changes.
-    if template != "chatml" and "{{" not in template and "{%" not in template:
+    source = named_template(template)
+    if source is None:
         raise InvalidArgumentError(
-            f"a chat template must be Jinja source, pathlib.Path of a file with it, or 'chatml', not {template[:80]!r}"
+            "a chat template must be Jinja source, pathlib.Path of a file with it, or a name out of "
+            f"{', '.join(template_names())}, not {template[:80]!r}"
         )
-    return template
+    return source
+
+
+def check_template(template: Template) -> None:
+    """Refuse what is no template, before there is a model.
+
+    Raises:
+        InvalidArgumentError: It is neither Jinja nor a path nor a name.
+        ChatTemplateError: It cannot be read.
+    """
+    ChatTemplates(template=_text(template))

@@ -87,11 +87,12 @@ MODEL_KEYS: Mapping[str, tuple[str, ...]] = {"load": ("start", "demand")}
 # What they do not know.
 # fmt: off
 _OF_SERVER = frozenset({
-    "alias", "api_key", "api_key_file", "api_prefix", "cors_origins", "head_timeout", "host", "log_file", "log_json",
-    "max_body", "max_connections", "memory_budget", "metrics", "model_timeout", "models_autoload", "models_dir",
-    "models_max", "page", "port", "props",
-    "shutdown_timeout", "slot_save_path", "slots", "sse_ping_interval", "ssl_cert_file", "ssl_key_file",
-    "threads_http", "timeout", "verbose", "yes",
+    "alias", "allowed_hosts", "api_key", "api_key_file", "api_prefix", "cors_credentials", "cors_headers",
+    "cors_methods", "cors_origins", "head_timeout", "hf_file", "hf_token", "host", "log_file", "log_json", "max_body",
+    "max_connections", "memory_budget", "metrics", "model_timeout", "models_autoload", "models_dir", "models_max",
+    "offline", "page", "port", "props", "reuse_port", "shutdown_timeout", "slot_save_path", "slots",
+    "sse_ping_interval", "ssl_cert_file", "ssl_key_file", "threads_http", "timeout", "verbose", "verbosity", "version",
+    "yes",
 })
 # fmt: on
 
@@ -171,6 +172,8 @@ def _key(name: str, annotation: Any) -> Key:
     several = get_origin(kind) is list
     if several:
         (kind,) = get_args(kind)
+    if option.hidden and kind is str:
+        kind = object  # of a flag without effect: a number is as good as its text
     return Key(name, kind, several, option.min, option.max)
 
 
@@ -228,7 +231,7 @@ def _one(value: Any, key: Key, where: str) -> Any:
         raise typer.BadParameter(f"{where} must be at least {key.low:g}, not {value!r}")
     if key.high is not None and not value <= key.high:
         raise typer.BadParameter(f"{where} must be at most {key.high:g}, not {value!r}")
-    return key.kind(value) if key.kind in (float, Path) else value
+    return key.kind(value) if key.kind in (float, Path) else str(value) if key.kind is object else value
 
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
@@ -237,4 +240,5 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     str: ((str,), "a text"),
     Path: ((str,), "a path"),
+    object: ((str, int, float), "a text or a number"),
 }

@@ -1,4 +1,4 @@
-"""Flags of ``pyllm serve``: how it is reached, where it writes, how it chats, and what is accepted without effect."""
+"""Flags of ``pyllm serve``: how it is reached, where it writes, and how it chats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 
 _HTTP = "HTTP and log"
 _CHAT = "Chat"
-_ACCEPTED = "Accepted, without effect"
 
 
 def _http(*names: str, help: str, **settings: Any) -> Any:
@@ -20,10 +19,6 @@ def _http(*names: str, help: str, **settings: Any) -> Any:
 
 def _chat(*names: str, help: str, **settings: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_CHAT, **settings)
-
-
-def _accepted(*names: str, help: str, **settings: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=_ACCEPTED, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +37,54 @@ class HTTPOptions:
         Path | None,
         _http("--ssl-cert-file", envvar="LLAMA_ARG_SSL_CERT_FILE", metavar="FILE", help="Its certificate, PEM: HTTPS."),
     ] = None
+    reuse_port: Annotated[
+        bool, _http("--reuse-port", envvar="LLAMA_ARG_REUSE_PORT", help="Let other processes listen at the same port.")
+    ] = False
+    allowed_hosts: Annotated[
+        str | None,
+        _http(
+            "--allowed-hosts",
+            envvar="PYLLM_ALLOWED_HOSTS",
+            metavar="NAMES",
+            help="Names in requests' Host header beside localhost and addresses; several: with commas; .example.org: "
+            "all below it; * is any. Default: any, but only --host's own on loopback without a key.",
+        ),
+    ] = None
+    cors_origins: Annotated[
+        str | None,
+        _http(
+            "--cors-origins",
+            envvar="LLAMA_ARG_CORS_ORIGINS",
+            metavar="ORIGINS",
+            help="Web pages from there may ask; several: with commas; localhost: all of this machine; * is all.",
+        ),
+    ] = None
+    cors_methods: Annotated[
+        str | None,
+        _http(
+            "--cors-methods",
+            envvar="LLAMA_ARG_CORS_METHODS",
+            metavar="METHODS",
+            help="Methods that they may use. Default: GET, POST, DELETE, OPTIONS.",
+        ),
+    ] = None
+    cors_headers: Annotated[
+        str | None,
+        _http(
+            "--cors-headers",
+            envvar="LLAMA_ARG_CORS_HEADERS",
+            metavar="HEADERS",
+            help="Headers that they may send. Default: *.",
+        ),
+    ] = None
+    cors_credentials: Annotated[
+        bool,
+        _http(
+            "--cors-credentials/--no-cors-credentials",
+            envvar="LLAMA_ARG_CORS_CREDENTIALS",
+            help="Let browsers send cookies along.",
+        ),
+    ] = False
     log_file: Annotated[
         Path | None, _http("--log-file", envvar="LLAMA_ARG_LOG_FILE", metavar="FILE", help="Log there, too.")
     ] = None
@@ -59,12 +102,27 @@ class HTTPOptions:
                 result[name] = str(path)
         return result
 
+    def settings(self) -> dict[str, Any]:
+        """Fields of :class:`pyllm.server.Settings`; what was not given is not among them."""
+        values: dict[str, Any] = {
+            "allowed_hosts": _names(self.allowed_hosts),
+            "cors_origins": _names(self.cors_origins),
+            "cors_methods": _names(self.cors_methods),
+            "cors_headers": _names(self.cors_headers),
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        return given | {"cors_credentials": self.cors_credentials, "api_prefix": self.prefix()}
+
     def prefix(self) -> str:
         """What all paths begin with, or nothing."""
         prefix = (self.api_prefix or "").rstrip("/")
         if prefix and not prefix.startswith("/"):
             raise typer.BadParameter(f"--api-prefix must begin with a slash, not {prefix!r}")
         return prefix
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(one.strip() for one in text.split(",") if one.strip())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,42 +181,3 @@ class ChatOptions:
         if not isinstance(found, dict):
             raise typer.BadParameter(f"--chat-template-kwargs must be a JSON object, not {self.chat_template_kwargs!r}")
         return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class AcceptedOptions:
-    """Flags that say what is so anyway. Their opposites are errors, where there are any."""
-
-    jinja: Annotated[bool, _accepted("--jinja/--no-jinja", envvar="LLAMA_ARG_JINJA", help="Templates are Jinja.")] = (
-        True
-    )
-    cont_batching: Annotated[
-        bool,
-        _accepted(
-            "--cont-batching/--no-cont-batching", "-cb/-nocb", envvar="LLAMA_ARG_CONT_BATCHING", help="Always on."
-        ),
-    ] = True
-    swa_full: Annotated[bool, _accepted("--swa-full", envvar="LLAMA_ARG_SWA_FULL", help="Always on.")] = True
-    context_shift: Annotated[
-        bool,
-        _accepted(
-            "--context-shift/--no-context-shift", envvar="LLAMA_ARG_CONTEXT_SHIFT", help="A text that is full ends."
-        ),
-    ] = False
-    warmup: Annotated[bool, _accepted("--warmup/--no-warmup", help="There is no empty run at the start.")] = True
-    rerank: Annotated[
-        bool, _accepted("--rerank", "--reranking", envvar="LLAMA_ARG_RERANKING", help="Rerankers do so anyway.")
-    ] = False
-    threads_http: Annotated[
-        int | None, _accepted("--threads-http", envvar="LLAMA_ARG_THREADS_HTTP", help="Requests need no threads.")
-    ] = None
-
-    def check(self) -> None:
-        """Refuse what cannot be."""
-        for flag, wrong, why in (
-            ("--no-jinja", not self.jinja, "chat templates are Jinja here"),
-            ("--no-cont-batching", not self.cont_batching, "texts are always computed together here"),
-            ("--context-shift", self.context_shift, "a text that fills the context ends here"),
-        ):
-            if wrong:
-                raise typer.BadParameter(f"{flag}: {why}")

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 
 _PANEL = "Loading"
+# Names of tensors, as llama.cpp writes GGUF files.
+_EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+_FEED_FORWARD = r"\.ffn_(up|down|gate)\."
 _LOAD_MODES = {"mmap+mlock": "mmap_mlock", "dio": "direct_io"}
 
 
@@ -23,6 +26,8 @@ class LoadingOptions:
         str | None,
         _option("--load-mode", "-lm", envvar="LLAMA_ARG_LOAD_MODE", help="auto, none, mmap, mlock, mmap+mlock or dio."),
     ] = None
+    mmap: Annotated[bool | None, _option("--mmap/--no-mmap", help="As --load-mode mmap, or none.")] = None
+    mlock: Annotated[bool | None, _option("--mlock", help="As --load-mode mmap+mlock; with --no-mmap: mlock.")] = None
     lazy_mode: Annotated[
         str | None,
         _option("--lazy-mode", "-lzm", envvar="LLAMA_ARG_LAZY_MODE", help="Read tensors on demand: on, auto, off."),
@@ -57,6 +62,29 @@ class LoadingOptions:
             envvar="LLAMA_ARG_OVERRIDE_TENSOR",
             metavar="NAME=BUFFER,…",
             help="Buffer types of tensors.",
+        ),
+    ] = None
+    cpu_moe: Annotated[
+        bool, _option("--cpu-moe", "-cmoe", envvar="LLAMA_ARG_CPU_MOE", help="Weights of all experts on the CPU.")
+    ] = False
+    n_cpu_moe: Annotated[
+        int | None,
+        _option(
+            "--n-cpu-moe",
+            "-ncmoe",
+            envvar="LLAMA_ARG_N_CPU_MOE",
+            min=0,
+            help="Weights of the experts of the first N layers on the CPU.",
+        ),
+    ] = None
+    n_cpu_ffn: Annotated[
+        int | None,
+        _option(
+            "--n-cpu-ffn",
+            "-ncffn",
+            envvar="LLAMA_ARG_N_CPU_FFN",
+            min=0,
+            help="Weights of the feed-forward parts of the first N layers on the CPU.",
         ),
     ] = None
     override_kv: Annotated[
@@ -104,7 +132,7 @@ class LoadingOptions:
     def arguments(self) -> dict[str, Any]:
         """Arguments of a model and its context; what was not given is not among them."""
         values: dict[str, Any] = {
-            "load_mode": _LOAD_MODES.get(self.load_mode or "", self.load_mode),
+            "load_mode": self._load_mode(),
             "lazy_mode": self.lazy_mode,
             "check_tensors": self.check_tensors,
             "use_extra_bufts": self.repack,
@@ -113,9 +141,7 @@ class LoadingOptions:
             "split_mode": self.split_mode,
             "tensor_split": None if self.tensor_split is None else list(map(_share, _items(self.tensor_split))),
             "main_gpu": self.main_gpu,
-            "tensor_buft_overrides": None
-            if self.override_tensor is None
-            else dict(_pair(item, "--override-tensor") for item in _items(self.override_tensor)),
+            "tensor_buft_overrides": self._overrides() or None,
             "kv_overrides": None if self.override_kv is None else dict(map(_override, _items(self.override_kv))),
             "offload_kqv": self.kv_offload,
             "op_offload": self.op_offload,
@@ -130,6 +156,24 @@ class LoadingOptions:
             "pooling_type": self.pooling,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+    def _load_mode(self) -> str | None:
+        if self.load_mode is not None and (self.mmap is not None or self.mlock):
+            raise typer.BadParameter("--load-mode says what --mmap and --mlock say: give one of them")
+        if self.load_mode is not None:
+            return _LOAD_MODES.get(self.load_mode, self.load_mode)
+        if self.mlock:
+            return "mlock" if self.mmap is False else "mmap_mlock"
+        return None if self.mmap is None else "mmap" if self.mmap else "none"
+
+    def _overrides(self) -> dict[str, str]:
+        """Buffer types by patterns of tensors' names; the first that fits decides."""
+        pairs = [_pair(item, "--override-tensor") for item in _items(self.override_tensor or "")]
+        if self.cpu_moe:
+            pairs.append((_EXPERTS, "CPU"))
+        pairs += [(rf"blk\.{i}{_EXPERTS}", "CPU") for i in range(self.n_cpu_moe or 0)]
+        pairs += [(rf"blk\.{i}{_FEED_FORWARD}", "CPU") for i in range(self.n_cpu_ffn or 0)]
+        return dict(pairs)
 
 
 def _items(text: str) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from pyllm.cli.chat import chat
+from pyllm.cli.command import Command
 from pyllm.cli.doctor import doctor
 from pyllm.cli.embed import embed
 from pyllm.cli.inspect import inspect
@@ -77,17 +78,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(run)
-app.command()(chat)
-app.command()(pull)
-app.command("list")(list_)
-app.command()(rm)
-app.command()(serve)
-app.command()(embed)
-app.command()(rerank)
-app.command()(tokenize)
-app.command()(inspect)
-app.command()(doctor)
+app.command(cls=Command)(run)
+app.command(cls=Command)(chat)
+app.command(cls=Command)(pull)
+app.command("list", cls=Command)(list_)
+app.command(cls=Command)(rm)
+app.command(cls=Command)(serve)
+app.command(cls=Command)(embed)
+app.command(cls=Command)(rerank)
+app.command(cls=Command)(tokenize)
+app.command(cls=Command)(inspect)
+app.command(cls=Command)(doctor)
 
 
 @app.callback()

@@ -30,8 +30,13 @@ def find_model(name: str, *, yes: bool) -> Path:
     """
     from pyllm import hub
     from pyllm.errors import ModelNotFoundError
+    from pyllm.hub.huggingface import is_offline
 
     def agreed(model: KnownModel | Offer) -> bool:
+        if is_offline():
+            raise ModelNotFoundError(
+                f"{model.alias} is not in the cache, and --offline or HF_HUB_OFFLINE forbids to download it"
+            )
         if yes:
             return True
         if not (sys.stdin.isatty() and sys.stderr.isatty()):

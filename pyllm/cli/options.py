@@ -22,9 +22,19 @@ import typer
 
 # llama.cpp takes the largest 32-bit number for "choose one".
 MAX_SEED = 2**32 - 2
+_AUTO = -2  # layers: as many as fit
 _MODEL = "Model and context"
 _SAMPLING = "Sampling"
 _STRUCTURE = "Structure"
+
+
+def _layers(text: str) -> int:
+    """A number of layers: digits, "all" or "auto"."""
+    named = {"all": -1, "auto": _AUTO}
+    try:
+        return named[text] if text in named else int(text)
+    except ValueError:
+        raise typer.BadParameter(f"--gpu-layers takes a number, all or auto, not {text!r}") from None
 
 
 def _model(*names: str, help: str, **settings: Any) -> Any:
@@ -55,7 +65,10 @@ class ModelOptions:
         None
     )
     gpu_layers: Annotated[
-        int | None, _model("--gpu-layers", "-ngl", "--n-gpu-layers", help="Layers on GPUs; -1: all.")
+        int | None,
+        _model(
+            "--gpu-layers", "-ngl", "--n-gpu-layers", metavar="N", parser=_layers, help="Layers on GPUs; all; auto."
+        ),
     ] = None
     cache_type_k: Annotated[str | None, _model("--cache-type-k", "-ctk", help="Type of the keys in the cache.")] = None
     cache_type_v: Annotated[str | None, _model("--cache-type-v", "-ctv", help="Type of the values in the cache.")] = (
@@ -75,6 +88,10 @@ class ModelOptions:
             "-md",
             "--spec-draft-model",
             "--draft",
+            "--spec-draft-hf",
+            "-hfd",
+            "-hfrd",
+            "--hf-repo-draft",
             metavar="MODEL",
             help="A small model that drafts tokens.",
         ),
@@ -88,7 +105,7 @@ class ModelOptions:
             "n_ubatch": self.ubatch_size,
             "n_threads": self.threads,
             "n_threads_batch": self.threads_batch,
-            "n_gpu_layers": self.gpu_layers,
+            "n_gpu_layers": None if self.gpu_layers == _AUTO else self.gpu_layers,
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "flash_attn_type": None if self.flash_attn is None else _flash_attn(self.flash_attn),
@@ -181,6 +198,10 @@ class SamplingOptions:
     samplers: Annotated[str | None, _sampling("--samplers", metavar="A;B;C", help="The samplers and their order.")] = (
         None
     )
+    sampler_seq: Annotated[
+        str | None,
+        _sampling("--sampler-seq", "--sampling-seq", metavar="LETTERS", help="The same, by letters: edskypmxt."),
+    ] = None
     seed: Annotated[
         int | None,
         _sampling("--seed", "-s", min=-1, max=MAX_SEED, help="Same seed, same text; -1 is random."),
@@ -214,10 +235,23 @@ class SamplingOptions:
             "mirostat_eta": self.mirostat_lr,
             "mirostat_tau": self.mirostat_ent,
             "logit_bias": dict(map(_bias, self.logit_bias)) if self.logit_bias else None,
-            "samplers": self.samplers.split(";") if self.samplers is not None else None,
+            "samplers": self._samplers(),
             "seed": None if self.seed == -1 else self.seed,
         }
         return {name: value for name, value in values.items() if value is not None}
+
+    def _samplers(self) -> list[str] | None:
+        if self.sampler_seq is None:
+            return None if self.samplers is None else self.samplers.split(";")
+        if self.samplers is not None:
+            raise typer.BadParameter("--samplers and --sampler-seq say the same: give one of them")
+        from pyllm.params import SAMPLER_LETTERS
+
+        for letter in self.sampler_seq:
+            if letter not in SAMPLER_LETTERS:
+                known = ", ".join(f"{one} {name}" for one, name in SAMPLER_LETTERS.items())
+                raise typer.BadParameter(f"--sampler-seq has no letter {letter!r}; there are {known}")
+        return [SAMPLER_LETTERS[letter] for letter in self.sampler_seq]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +303,9 @@ def read_text(path: Path, flag: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def with_options(function: Callable[..., None], variables: Mapping[str, str] | None = None) -> Callable[..., None]:
+def with_options(
+    function: Callable[..., None], variables: Mapping[str, str | list[str]] | None = None
+) -> Callable[..., None]:
     """Let a command have each parameter of a type above as one flag for each of its fields.
 
     Args:
@@ -308,7 +344,7 @@ def with_options(function: Callable[..., None], variables: Mapping[str, str] | N
     return command
 
 
-def _with_variable(annotation: Any, variable: str | None) -> Any:
+def _with_variable(annotation: Any, variable: str | list[str] | None) -> Any:
     if variable is None:
         return annotation
     kind, option = get_args(annotation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,20 +12,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyllm.cli.config import use_config
-from pyllm.cli.http_options import AcceptedOptions, ChatOptions, HTTPOptions
+from pyllm.cli.http_options import ChatOptions, HTTPOptions
+from pyllm.cli.llama_server_flags import AcceptedOptions
 from pyllm.cli.loading_options import LoadingOptions
 from pyllm.cli.models import find_companions, find_model
 from pyllm.cli.options import ModelOptions, SamplingOptions, read_text, with_options
 from pyllm.cli.output import note, set_verbose
-from pyllm.cli.serve_models import WantedModel, parse_bytes, wanted_models
+from pyllm.cli.serve_models import FetchOptions, WantedModel, parse_bytes, wanted_models
 from pyllm.cli.speculation import SpeculationOptions
 from pyllm.extras import install_command
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from pyllm.server import Settings
     from pyllm.server.models.loader import ModelSpec
     from pyllm.server.models.pool import Models
 
+# The verbosity of llama-server from which on it logs what pyllm does under --verbose.
+_VERBOSE = 4
 _SERVER = "Server"
 _LIMITS = "Limits"
 _SEVERAL = "Several models"
@@ -43,7 +49,7 @@ def _limit(*names: str, help: str, **settings: Any) -> Any:
 
 
 # What of a model's flags llama-server reads from the environment, too.
-_VARIABLES = {
+_VARIABLES: dict[str, str | list[str]] = {
     "ctx_size": "LLAMA_ARG_CTX_SIZE",
     "batch_size": "LLAMA_ARG_BATCH",
     "ubatch_size": "LLAMA_ARG_UBATCH",
@@ -52,7 +58,7 @@ _VARIABLES = {
     "cache_type_k": "LLAMA_ARG_CACHE_TYPE_K",
     "cache_type_v": "LLAMA_ARG_CACHE_TYPE_V",
     "flash_attn": "LLAMA_ARG_FLASH_ATTN",
-    "model_draft": "LLAMA_ARG_SPEC_DRAFT_MODEL",
+    "model_draft": ["LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_SPEC_DRAFT_HF_REPO"],
     "temp": "LLAMA_ARG_TEMPERATURE",
     "top_k": "LLAMA_ARG_TOP_K",
     "top_p": "LLAMA_ARG_TOP_P",
@@ -61,6 +67,14 @@ _VARIABLES = {
     "presence_penalty": "LLAMA_ARG_PRESENCE_PENALTY",
     "frequency_penalty": "LLAMA_ARG_FREQUENCY_PENALTY",
 }
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from pyllm.version import __version__
+
+        print(f"pyllm {__version__}")
+        raise typer.Exit
 
 
 def _read_config(ctx: typer.Context, value: Path | None) -> Path | None:
@@ -123,11 +137,17 @@ def serve(
             "--alias",
             "-a",
             envvar="LLAMA_ARG_ALIAS",
-            help="The name of the model in answers. Default: its alias or reference, or the name of its file.",
+            help="The name of the model in answers; further ones, with commas, name it in requests. Default: its alias "
+            "or reference, or the name of its file.",
         ),
     ] = None,
     host: Annotated[
-        str, _server("--host", envvar="LLAMA_ARG_HOST", help="The address to listen at, or a path that ends in .sock.")
+        str,
+        _server(
+            "--host",
+            envvar="LLAMA_ARG_HOST",
+            help="The address to listen at; several: with commas; or a path that ends in .sock.",
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int, _server("--port", envvar="LLAMA_ARG_PORT", min=0, max=65535, help="The port; 0: one that is free.")
@@ -149,7 +169,11 @@ def serve(
     ] = False,
     chat_template: Annotated[
         str | None,
-        _server("--chat-template", envvar="LLAMA_ARG_CHAT_TEMPLATE", help="Another chat template; Jinja or chatml."),
+        _server(
+            "--chat-template",
+            envvar="LLAMA_ARG_CHAT_TEMPLATE",
+            help="Another chat template: Jinja, or a name that llama.cpp knows.",
+        ),
     ] = None,
     chat_template_file: Annotated[
         Path | None,
@@ -161,15 +185,6 @@ def serve(
             "--logits-processor",
             metavar="MODULE:NAME",
             help="A logits processor in Python for each text; several: run in this order.",
-        ),
-    ] = None,
-    cors_origins: Annotated[
-        str | None,
-        _server(
-            "--cors-origins",
-            envvar="LLAMA_ARG_CORS_ORIGINS",
-            metavar="ORIGINS",
-            help="Web pages from there may ask; several: with commas; * is all.",
         ),
     ] = None,
     page: Annotated[
@@ -259,19 +274,37 @@ def serve(
     model_options: ModelOptions,
     loading: LoadingOptions,
     http: HTTPOptions,
+    fetch: FetchOptions,
     chat: ChatOptions,
     accepted: AcceptedOptions,
     speculation: SpeculationOptions,
     sampling: SamplingOptions,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Download a missing model without asking.")] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", "--log-verbose", help="Show llama.cpp's log on stderr.")
+        bool,
+        typer.Option(
+            "--verbose", "-v", "--log-verbose", help="Show llama.cpp's log on stderr, and __verbose in answers."
+        ),
+    ] = False,
+    verbosity: Annotated[
+        int,
+        typer.Option(
+            "--verbosity",
+            "-lv",
+            "--log-verbosity",
+            envvar="LLAMA_ARG_LOG_VERBOSITY",
+            help="llama-server's number: from 4 on as --verbose.",
+        ),
+    ] = 3,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
     ] = False,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API and llama-server do.
 
     Flags and environment variables are named as those of llama-server. SIGTERM lets running requests end.
     """
+    verbose = verbose or verbosity >= _VERBOSE
     values = {name: value for name, value in locals().items() if name != "ctx"}
     set_verbose(verbose)
     try:
@@ -283,25 +316,50 @@ def serve(
     from pyllm.server import make_app
     from pyllm.server.models.loader import serve_model
 
-    accepted.check()
+    warnings = accepted.check()
+    fetch.apply()
     config_of_http = http.config()
+    hosts = [one for one in (part.strip() for part in host.split(",")) if one]
+    if not hosts:
+        raise typer.BadParameter("--host is empty: give an address, such as 127.0.0.1")
     wanted = wanted_models(ctx, named, model, models_dir)
     if not wanted.several:
-        values["alias"] = alias or wanted.models[0].default_name
+        default = wanted.models[0].default_name
+        values["alias"] = _names(alias) or ([default] if default else [])
     settings = _settings(SimpleNamespace(**values))
     log = partial(set_up_log, as_json=log_json, verbose=verbose, file=http.log_file, stderr=not http.log_disable)
     with ExitStack() as stack:
         if wanted.several:
             specs = [_spec(one, SimpleNamespace(**one.over(values))) for one in wanted.models]
             log()
+            sockets = _bound(stack, hosts, port, reuse_port=http.reuse_port)
             app = make_app(models=_loaded(stack, specs, settings, SimpleNamespace(**values)))
         else:
             spec = _spec(wanted.models[0], SimpleNamespace(**values))
             log()
+            sockets = _bound(stack, hosts, port, reuse_port=http.reuse_port)
             served = serve_model(spec)
             stack.callback(served.close)
             app = make_app(served.engine, settings, embedder=served.embedder)
-        running.Runner(app, host=host, port=port, **config_of_http).run()
+        for warning in warnings:
+            logging.getLogger("pyllm.server").warning("%s", warning)
+        running.Runner(app, host=hosts, port=port, sockets=sockets, **config_of_http).run()
+
+
+def _bound(stack: ExitStack, hosts: list[str], port: int, *, reuse_port: bool) -> list[socket] | None:
+    """The sockets to listen at: before a model is loaded, which can take minutes. None for a Unix socket."""
+    from pyllm.server.run import ListenError, bind
+
+    if any(host.endswith(".sock") for host in hosts):
+        return None
+    try:
+        sockets = bind(hosts, port, reuse_port=reuse_port)
+    except ListenError as error:
+        logging.getLogger("pyllm.server").error("%s", error.message)
+        raise typer.Exit(1) from error
+    for one in sockets:
+        stack.callback(one.close)
+    return sockets
 
 
 def _settings(v: Any) -> Settings:
@@ -309,11 +367,13 @@ def _settings(v: Any) -> Settings:
     from pyllm.processors.named import named_processor
     from pyllm.server import Settings
 
+    aliases: list[str] = [] if v.alias is None else v.alias
     template = v.chat_template
     if v.chat_template_file is not None:
         template = read_text(v.chat_template_file, "--chat-template-file")
     return Settings(
-        alias=v.alias,
+        alias=aliases[0] if aliases else None,
+        aliases=tuple(aliases[1:]),
         api_keys=_keys(v.api_key or [], v.api_key_file),
         metrics=v.metrics,
         timeout=v.timeout,
@@ -323,10 +383,10 @@ def _settings(v: Any) -> Settings:
         head_timeout=v.head_timeout,
         max_tokens=None if v.predict == -1 else v.predict,
         drain_timeout=v.shutdown_timeout,
-        cors_origins=tuple(one.strip() for one in (v.cors_origins or "").split(",") if one.strip()),
         chat_template=template,
         chat=v.chat.arguments(),
-        api_prefix=v.http.prefix(),
+        **v.http.settings(),
+        verbose=v.verbose,
         page=v.page,
         props=v.props,
         sampling=v.sampling.arguments(),
@@ -342,7 +402,7 @@ def _spec(model: WantedModel, v: Any) -> ModelSpec:
     """How a model is loaded and served, by the flags and by its table in the config file."""
     from pyllm.server.models.loader import ModelSpec
 
-    path = find_model(model.reference, yes=v.yes)
+    path = find_model(v.fetch.file_of(model.reference), yes=v.yes)
     arguments = v.model_options.arguments() | v.loading.arguments()
     if arguments.get("n_ctx") == 0:
         del arguments["n_ctx"]
@@ -364,7 +424,7 @@ def _spec(model: WantedModel, v: Any) -> ModelSpec:
         {} if draft is None else {"draft": draft}
     )
     return ModelSpec(
-        name=model.name or v.alias or path.name,
+        name=model.name or next(iter(v.alias or ()), path.name),
         path=path,
         arguments=arguments,
         engine=engine_arguments,
@@ -390,6 +450,10 @@ def _loaded(stack: ExitStack, specs: list[ModelSpec], settings: Settings, v: Any
     stack.callback(models.close)
     models.load_at_start()
     return models
+
+
+def _names(text: str | None) -> list[str]:
+    return [one.strip() for one in (text or "").split(",") if one.strip()]
 
 
 def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:

@@ -8,16 +8,60 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from pyllm.cli.config import config_of
 
 _DEFAULT = "smollm2"
+_PANEL = "Server"
 _VARIABLES = ("LLAMA_ARG_MODEL", "LLAMA_ARG_HF_REPO")
 _LATER = re.compile(r"-(?!00001)\d{5}-of-\d{5}\.gguf$")
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FetchOptions:
+    """Where models come from."""
+
+    hf_file: Annotated[
+        str | None,
+        typer.Option(
+            "--hf-file",
+            "-hff",
+            envvar="LLAMA_ARG_HF_FILE",
+            metavar="FILE",
+            rich_help_panel=_PANEL,
+            help="The file in the repository that --hf-repo names.",
+        ),
+    ] = None
+    hf_token: Annotated[
+        str | None,
+        typer.Option("--hf-token", "-hft", envvar="HF_TOKEN", rich_help_panel=_PANEL, help="For Hugging Face."),
+    ] = None
+    offline: Annotated[
+        bool,
+        typer.Option(
+            "--offline", envvar="LLAMA_ARG_OFFLINE", rich_help_panel=_PANEL, help="Take only what is here already."
+        ),
+    ] = False
+
+    def apply(self) -> None:
+        """Set what the rest of the program reads from the environment."""
+        if self.hf_token:
+            os.environ["HF_TOKEN"] = self.hf_token
+        if self.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+
+    def file_of(self, reference: str) -> str:
+        """The reference of the file in a repository, where one is named."""
+        if self.hf_file is None:
+            return reference
+        repository = reference.removeprefix("hf:").partition(":")[0]
+        if repository.count("/") != 1 or Path(reference).exists():
+            raise typer.BadParameter(f"--hf-file names a file of --hf-repo OWNER/REPO, and the model is {reference!r}")
+        return f"hf:{repository}/{self.hf_file}"
 
 
 @dataclass(frozen=True)
@@ -116,8 +160,11 @@ def wanted_models(ctx: typer.Context, named: str | None, flags: list[str] | None
     if several and any(model.name is None for model in wanted):
         unnamed = next(model.reference for model in wanted if model.name is None)
         raise typer.BadParameter(f"of several models each needs a name: --model NAME={unnamed}")
-    if several and ctx.params.get("alias"):
-        raise typer.BadParameter("--alias names one model, and there are several: --model NAME=MODEL names each")
+    for flag in ("alias", "hf_file"):
+        if several and ctx.params.get(flag):
+            raise typer.BadParameter(
+                f"--{flag.replace('_', '-')} is about one model, and there are several: --model NAME=MODEL names each"
+            )
     return Wanted(wanted or [WantedModel(_DEFAULT)], several)
 
 

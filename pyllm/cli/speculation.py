@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 _SPECULATION = "Speculation"
 _MOST = 1024
+# What --spec-default says of ngram-mod.
+_DEFAULT = {"ngram_size": 24, "n_min": 48, "n_max": 64}
 
 
 def _speculation(*names: str, help: str, **settings: Any) -> Any:
@@ -36,6 +38,9 @@ class SpeculationOptions:
             "commas; none.",
         ),
     ] = None
+    spec_default: Annotated[
+        bool, _speculation("--spec-default", help="Draft from the text itself, with llama-server's numbers: ngram-mod.")
+    ] = False
     spec_draft_n_max: Annotated[
         int | None,
         _speculation(
@@ -104,12 +109,14 @@ class SpeculationOptions:
         from pyllm.speculation import SpeculationParams
 
         named = [name.strip() for name in (self.spec_type or "").split(",") if name.strip() not in ("", "none")]
+        if self.spec_default and "ngram-mod" not in named:
+            named.append("ngram-mod")
         known = (*NGRAM_TYPES, *DRAFT_TYPES)
         for name in named:
             if name not in known:
                 raise typer.BadParameter(f"--spec-type: there is no {name!r}; there are none, {', '.join(known)}")
         if self.spec_type is None and has_draft:
-            named = ["draft-simple"]
+            named.insert(0, "draft-simple")
         if self.spec_draft_n_max == 0:
             named = [name for name in named if name not in DRAFT_TYPES]
         if not named:
@@ -137,6 +144,8 @@ class SpeculationOptions:
                 "n_min": self.spec_ngram_mod_n_min,
                 "n_max": self.spec_ngram_mod_n_max,
             }
+            if self.spec_default:
+                numbers = {name: _DEFAULT[name] if value is None else value for name, value in numbers.items()}
         else:
             prefix = f"spec_{name.replace('-', '_')}_"
             numbers = {

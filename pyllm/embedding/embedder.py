@@ -105,6 +105,12 @@ class Embedder:
             if self._job is job and self._context is not None:
                 self._context.abort()
 
+    def clear_abort(self) -> None:
+        """Take back a :meth:`cancel` that came when the decode was done, so that the next one is not aborted."""
+        with self._state_lock:
+            for workplace in self._workplaces.values():
+                workplace.context.clear_abort()
+
     # ---- what the model can do
 
     @property

@@ -109,6 +109,21 @@ class SequenceCache:
                 task.n_computed = 0
             self.ledger.truncate(task.seq, task.n_computed)
 
+    def cut(self, task: Task) -> bool:
+        """Remove from the KV cache what a decode that was aborted has left behind the tokens of a request.
+
+        Returns:
+            bool: Whether the request can go on from there. Where it cannot, the sequence is of no use any more.
+        """
+        assert task.seq is not None
+        return self.memory.rm(task.seq, task.n_computed, -1) and self._is_there(task.seq, task.n_computed)
+
+    def forget(self, task: Task) -> None:
+        """A request stops running, and what its sequence holds is kept nowhere."""
+        assert task.seq is not None
+        self._remove(task.seq)
+        task.seq, task.n_computed = None, 0
+
     def keep(self, task: Task) -> None:
         """A request has ended; what was computed stays for prompts that begin in the same way."""
         seq, ids = task.seq, task.ids[: task.n_computed]

@@ -16,6 +16,7 @@ from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine.adapters import Adapters
 from pyllm.engine.metrics import Counters
 from pyllm.engine.pace import Pace
+from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.vectors import SharedEmbedder, VectorJob, VectorQueue
 from pyllm.engine.wake import Wake
 from pyllm.errors import InvalidArgumentError
@@ -138,12 +139,13 @@ def bare(params: ContextParams) -> ContextParams:
     return replace(params, n_ctx=n, n_batch=n, n_ubatch=n, n_seq_max=1, swa_full=None, kv_unified=None)
 
 
-def vector_queue(context: Context, params: ContextParams, pace: Pace) -> VectorQueue:
+def vector_queue(context: Context, params: ContextParams, pace: Pace, decoding: RunningDecode) -> VectorQueue:
     """What makes the vectors of an engine.
 
     Args:
         context: The engine's own, whose threads compute them.
         params: How their contexts are made.
         pace: How many tokens they get while texts are being generated.
+        decoding: Aborts a decode when all requests that share it are cancelled.
     """
-    return VectorQueue(SharedEmbedder(context.model, params, context.threadpool), pace)
+    return VectorQueue(SharedEmbedder(context.model, params, context.threadpool), pace, decoding)

@@ -28,6 +28,7 @@ from pyllm.engine.lane import Lane
 from pyllm.engine.metrics import Counters, Metrics, look
 from pyllm.engine.pace import Pace
 from pyllm.engine.prompt_record import PromptRecord
+from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
 from pyllm.engine.slot_files import SlotMethods
 from pyllm.engine.slots import Slots
@@ -148,8 +149,10 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self.n_parallel = n_parallel
         self.max_queued, self.max_queued_tokens = max_queued, max_queued_tokens
         for_vectors = ContextParams(**of_context, n_ctx=None if self.generates else n_ctx)
+        self._wake = Wake()
+        self._decoding = RunningDecode(self._wake)
         pace = Pace(n_batch, target_ms, n_prompt)
-        self._vectors = vector_queue(self.context, for_vectors, pace) if embeds else None
+        self._vectors = vector_queue(self.context, for_vectors, pace, self._decoding) if embeds else None
         # The memory of a recurrent model cannot be cut: what it holds is taken over as a whole.
         whole = self.model.is_recurrent or self.model.is_hybrid
         # What is saved of a sliding window is what the end of the text looks at.
@@ -174,7 +177,6 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             )
         )
         self._counters = Counters()
-        self._wake = Wake()
         self._steps = Steps(
             self.context,
             self._cache,
@@ -185,6 +187,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._beams,
             Pace(n_batch, target_ms, n_prompt),
             self._counters,
+            self._decoding,
             called=self._wake.called,
             n_parallel=n_parallel,
             whole=whole,
@@ -363,6 +366,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             if not job.done and not job.cancelled:
                 job.cancelled = True
                 self._cancels.append(job)
+                self._decoding.check()
                 self._wake.notify()
 
     def _check_open(self) -> None:

@@ -57,6 +57,16 @@ class Lane:
         self._runner.sample(ready)
         return n, bool(ready.texts)
 
+    def abort(self) -> None:
+        """Abort the decode that runs, or the next one; the text that it is for must not be gone on with."""
+        if self._runner is not None:
+            self._runner.context.abort()
+
+    def clear_abort(self) -> None:
+        """Take back an abort that came while nothing was computed."""
+        if self._runner is not None:
+            self._runner.context.clear_abort()
+
     def forget(self, text: Text) -> None:
         """A text has ended."""
         text.task.seq = None

@@ -31,7 +31,9 @@ class Metrics:
         n_cached_tokens: Tokens of prompts that were in the cache already.
         n_generated_tokens: Tokens generated.
         n_preempted: How often a text had to stop for others.
-        n_steps: Steps made.
+        n_steps: Steps made, those of embeddings included.
+        n_step_texts: Texts in these steps, all together.
+        n_tokens_max: Most tokens that a sequence has had.
         n_host_bytes: Bytes of the host's memory that texts take which had to leave the KV cache.
         n_host_hits: How often one of them was brought back.
         n_drafts: Drafts that were computed.
@@ -64,6 +66,8 @@ class Metrics:
     n_embedding: int = 0
     n_embedded_texts: int = 0
     n_embedded_tokens: int = 0
+    n_step_texts: int = 0
+    n_tokens_max: int = 0
 
     @property
     def kv_utilization(self) -> float:
@@ -77,6 +81,7 @@ class Counters:
     def __init__(self) -> None:
         self.requests = self.rejected = self.cancelled = self.failed = 0
         self.prompt_tokens = self.cached_tokens = self.generated_tokens = self.preempted = self.steps = 0
+        self.step_texts = self.tokens_max = 0
 
 
 def look(
@@ -112,7 +117,7 @@ def look(
         n_cached_tokens=counters.cached_tokens,
         n_generated_tokens=counters.generated_tokens,
         n_preempted=counters.preempted,
-        n_steps=counters.steps,
+        n_steps=counters.steps + (0 if vectors is None else vectors.n_steps),
         n_host_bytes=0 if cache.host is None else cache.host.n_bytes,
         n_host_hits=0 if cache.host is None else cache.host.n_hits,
         n_drafts=drafts.drafts,
@@ -121,4 +126,6 @@ def look(
         n_embedding=0 if vectors is None else vectors.n_jobs,
         n_embedded_texts=0 if vectors is None else vectors.n_texts,
         n_embedded_tokens=0 if vectors is None else vectors.n_tokens,
+        n_step_texts=counters.step_texts,
+        n_tokens_max=max([counters.tokens_max, *(text.task.n_computed for text in running)]),
     )

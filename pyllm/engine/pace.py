@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 _LEAST = 8
+# A prefill portion that several requests share cannot be aborted for one of them, so it ends after about so many
+# milliseconds; but a portion of fewer tokens than this would cost throughput.
+_SHARED_MS = 300
+_LEAST_SHARED = 32
 
 
 class Pace:
@@ -12,6 +16,9 @@ class Pace:
         n_batch: Tokens of a step at most.
         target_ms: How long a step may take while texts are being generated; None: as long as it does.
         n_prompt: Tokens of prompts in a step beside texts, at most and at first.
+
+    Attributes:
+        n_shared: Tokens of prompts in a step that several requests share.
     """
 
     def __init__(self, n_batch: int, target_ms: float | None, n_prompt: int) -> None:
@@ -19,6 +26,7 @@ class Pace:
         self.target_ms = target_ms
         self.most = min(n_prompt, n_batch)
         self.n_prompt = self.most if target_ms is None else min(64, self.most)
+        self.n_shared = min(256, n_batch)
         self._step_ms: float | None = None  # without prompts
         self._token_ms: float | None = None  # of a prompt
 
@@ -35,7 +43,10 @@ class Pace:
         elif n_prompt >= _LEAST:
             base = self._step_ms if n_texts and self._step_ms is not None else 0.0
             self._token_ms = _mean(self._token_ms, max(ms - base, 0.05 * ms) / n_prompt)
-        if self.target_ms is None or self._token_ms is None:
+        if self._token_ms is None:
+            return
+        self.n_shared = min(self.n_batch, max(_LEAST_SHARED, int(_SHARED_MS / self._token_ms)))
+        if self.target_ms is None:
             return
         left = self.target_ms - (self._step_ms or 0.0)
         # Less than would just fit: what goes on beside it takes time too, and the next tokens see more of the text.

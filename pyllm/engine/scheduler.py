@@ -75,6 +75,7 @@ class Limits:
         n_running: Requests that run at once.
         n_batch: Tokens of one step.
         n_prompt: Tokens of prompts in one step while texts are being generated.
+        n_shared: Tokens of prompts in one step that several requests share; None: as many as there is room for.
         n_reading: So many prompts are read at once, even if the first fills the step.
         n_scored: Tokens of prompts whose logits are wanted, in one step.
         n_worth: A prompt waits for the beginning that another one computes, if it saves so many tokens.
@@ -93,6 +94,7 @@ class Limits:
     n_drafting: int = 0
     whole: bool = False
     host_whole: bool = False
+    n_shared: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,6 +364,8 @@ class _Planner:
         """Equal shares of the step for all prompts; what a short one leaves goes to the others."""
         mine = [each for each in self._reading() if each[0].adapters == self.adapters]
         ordered = sorted(mine, key=lambda each: each[2])
+        if self.limits.n_shared is not None and len(ordered) + len(self.result.rows) > 1:
+            budget = min(budget, self.limits.n_shared)
         rows = self.limits.n_scored
         for i, (task, seq, left) in enumerate(ordered):
             share = min(left, max(1, budget // (len(ordered) - i)), budget)

@@ -12,6 +12,7 @@ from pyllm.core.context import Context
 from pyllm.core.round import Flag
 from pyllm.engine.beams import BeamLane, BeamText
 from pyllm.engine.cache import SequenceCache
+from pyllm.engine.drafting import Draft
 from pyllm.engine.drafts import Drafts
 from pyllm.engine.job import Job
 from pyllm.engine.lane import Lane
@@ -19,13 +20,14 @@ from pyllm.engine.metrics import Counters
 from pyllm.engine.pace import Pace
 from pyllm.engine.prompt_record import rows_per_step
 from pyllm.engine.rounds import Rounds
-from pyllm.engine.runner import Runner
+from pyllm.engine.runner import Ready, Runner
+from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.scheduler import Limits, Plan, Task, plan
 from pyllm.engine.slots import Slots
 from pyllm.engine.texts import Text
 from pyllm.engine.turns import Turns
 from pyllm.engine.vectors import VectorQueue
-from pyllm.errors import NoKVSlotError
+from pyllm.errors import DecodeAborted, NoKVSlotError
 
 
 class Steps:
@@ -41,6 +43,7 @@ class Steps:
         beams: Where beam searches are carried out.
         pace: How many tokens of prompts a step takes.
         counters: What is counted.
+        decoding: Aborts the decode of a prompt when all requests that share it are cancelled.
         called: Set when somebody wants something: then the steps that need no Python end.
         n_parallel: Texts that are computed at once.
         whole: The memory of the model cannot be cut.
@@ -61,6 +64,7 @@ class Steps:
         beams: BeamLane,
         pace: Pace,
         counters: Counters,
+        decoding: RunningDecode,
         *,
         called: Flag,
         n_parallel: int,
@@ -73,6 +77,7 @@ class Steps:
         self.runner = Runner(context)
         self._slots, self._drafts, self._vectors, self._lane, self._pace = slots, drafts, vectors, lane, pace
         self._beams = beams
+        self._decoding = decoding
         self._turns = Turns()
         # What the next step computes if nobody comes or goes: the newest token of each of these texts, and no more.
         self._steady: list[tuple[Text, int]] = []
@@ -82,6 +87,7 @@ class Steps:
             n_running=n_parallel,
             n_batch=pace.n_batch,
             n_prompt=pace.n_prompt,
+            n_shared=pace.n_shared,
             n_scored=rows_per_step(context.n_vocab),
             whole=whole,
             host_whole=cache.host is not None and cache.host.whole,
@@ -147,7 +153,12 @@ class Steps:
         job = self.jobs[text]
         job.started = job.started or time.perf_counter()
         try:
-            n, chosen = self._lane.step()
+            with self._decoding([job], self._lane.abort, self._lane.clear_abort):
+                n, chosen = self._lane.step()
+        except DecodeAborted as error:
+            if not job.cancelled:
+                self._fail(job, error)
+            return
         except Exception as error:
             # Its context could not be made, say, which is no concern of the others.
             self._fail(job, error)
@@ -178,8 +189,9 @@ class Steps:
     def _step_together(self, tasks: list[Task]) -> None:
         cache, counters = self.cache, self.counters
         n_prompt = 0 if self._vectors is not None and self._vectors.turn else self._pace.n_prompt
-        if n_prompt != self._limits.n_prompt:
-            self._limits = replace(self._limits, n_prompt=n_prompt)
+        n_shared = self._pace.n_shared
+        if (n_prompt, n_shared) != (self._limits.n_prompt, self._limits.n_shared):
+            self._limits = replace(self._limits, n_prompt=n_prompt, n_shared=n_shared)
         self._drafts.want(text for text in self.texts.values() if not text.alone)
         decision = plan(
             [task for task in tasks if task.seq is None],
@@ -259,6 +271,7 @@ class Steps:
         now = time.perf_counter()
         if n:
             self.counters.steps += n
+            self.counters.step_texts += n * len(rows)
             self._pace.measured(len(rows), 0, 1000 * (now - started) / n)
             self._deliver(texts, now)
         if isinstance(failed, NoKVSlotError):
@@ -277,12 +290,14 @@ class Steps:
         started = time.perf_counter()
         drafts = self._drafts.make(granted)
         try:
-            ready = self._drafts.decode(self.runner, rows, drafts)
+            ready = self._decode(rows, drafts)
         except NoKVSlotError:
             self._make_way()
             return
         except BufferError as error:
             self._no_logits(rows, error)
+            return
+        if ready is None:
             return
         self._drafts.computed(rows, drafts)
         for text, n in rows:
@@ -298,7 +313,30 @@ class Steps:
             n_texts = sum(n == 1 for _, n in rows)
             self._pace.measured(n_texts, sum(n for _, n in rows if n > 1), 1000 * (now - started))
         counters.steps += 1
+        counters.step_texts += len(rows)
         self._deliver(ready.texts, now)
+
+    def _decode(self, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> Ready | None:
+        """Compute a batch. None: it was aborted, as the requests of all its texts are cancelled.
+
+        A step without prompt tokens is short; only the others can be aborted.
+        """
+        if all(n == 1 for _, n in rows):
+            return self._drafts.decode(self.runner, rows, drafts)
+        jobs = {self.jobs[text] for text, _ in rows}
+        try:
+            with self._decoding(jobs, self.context.abort, self.context.clear_abort):
+                return self._drafts.decode(self.runner, rows, drafts)
+        except DecodeAborted:
+            if not all(job.cancelled for job in jobs):
+                raise
+        for text, _ in rows:
+            # The micro-batches that were done are in the memory, and no output of theirs is known.
+            if self.whole or not self.cache.cut(text.task):
+                self._slots.end(text)
+                self.cache.forget(text.task)
+        self.unsettle()
+        return None
 
     def _deliver(self, texts: list[Text], now: float) -> None:
         """Hand on what these texts have got."""
@@ -340,6 +378,7 @@ class Steps:
                 self.jobs.pop(text).emit(text)
 
     def _leave(self, text: Text) -> None:
+        self.counters.tokens_max = max(self.counters.tokens_max, text.task.n_computed)
         self._drafts.forget(text)
         if isinstance(text, BeamText):
             self._beams.forget(text)

@@ -19,6 +19,7 @@ from pyllm.embedding.asks import Ask, Vectors
 from pyllm.embedding.embedder import Embedder
 from pyllm.engine.adapters import AdapterSet
 from pyllm.engine.pace import Pace
+from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.scheduler import Task
 from pyllm.enums import PoolingType
 from pyllm.errors import DecodeAborted
@@ -144,16 +145,19 @@ class VectorQueue:
     Args:
         embedder: What computes them; nobody else uses it to compute.
         pace: How many tokens a portion has while texts are being generated.
+        decoding: Aborts a decode when all requests that share it are cancelled.
 
     Attributes:
         n_texts: Texts that were computed.
         n_tokens: Their tokens.
+        n_steps: Portions that were computed.
         turn: Whether the step has a portion of vectors, and prompts wait.
     """
 
-    def __init__(self, embedder: Embedder, pace: Pace) -> None:
+    def __init__(self, embedder: Embedder, pace: Pace, decoding: RunningDecode) -> None:
         self.embedder = embedder
-        self.n_texts = self.n_tokens = 0
+        self._decoding = decoding
+        self.n_texts = self.n_tokens = self.n_steps = 0
         self.turn = False
         self._pace = pace
         self._new: list[VectorJob] = []
@@ -189,6 +193,7 @@ class VectorQueue:
         if not job.done and not job.cancelled:
             job.cancelled = True
             self._cancels.append(job)
+            self._decoding.check()
 
     # ---- for the thread of the engine
 
@@ -234,11 +239,16 @@ class VectorQueue:
             if self._steps is None:
                 self._begin()
             assert self._steps is not None
-            n = next(self._steps)
+            jobs = {job for job, _ in self._picked}
+            with self._decoding(jobs, self.embedder.cancel, self.embedder.clear_abort):
+                n = next(self._steps)
             self._measured(n, 1000 * (time.perf_counter() - started))
             if self._n_left <= 0:
                 self._finish()
         except Exception as error:
+            if isinstance(error, DecodeAborted) and all(job.cancelled for job, _ in self._picked):
+                self._drop()  # the requests end when their cancellation is taken in
+                return 0
             return self._failed(error)
         return 0
 
@@ -288,6 +298,7 @@ class VectorQueue:
             self._pace.measured(0, n, ms)
         self._warm.add(pooling)
         self.n_tokens += n
+        self.n_steps += 1
         self._n_left -= n
 
     def _finish(self) -> None:

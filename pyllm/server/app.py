@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine import Engine
 from pyllm.errors import InvalidArgumentError
-from pyllm.server.auth import KeyMiddleware, Keys, PageMiddleware
+from pyllm.server.auth import HostMiddleware, HostNames, KeyMiddleware, Keys, PageMiddleware
 from pyllm.server.chat.route import ROUTES as CHAT
 from pyllm.server.completions.route import ROUTES as COMPLETIONS
 from pyllm.server.embeddings.route import ROUTES as EMBEDDINGS
@@ -38,6 +40,16 @@ from pyllm.server.tokens.route import ROUTES as TOKENS
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
+class _CrossOrigin(CORSMiddleware):
+    """Starlette's middleware; a browser that asks for a page from elsewhere gets an answer without permission."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to what a browser asks before it sends a request for a page."""
+        if not self.is_allowed_origin(request_headers["origin"]):
+            return Response(headers={"Vary": "Origin"})
+        return super().preflight_response(request_headers)
+
+
 def make_app(
     engine: Engine | None = None,
     settings: Settings | None = None,
@@ -54,7 +66,8 @@ def make_app(
         models: Several models, of which each request names one, instead of all the others; they have the settings.
 
     Returns:
-        Starlette: The application; its ``state.pyllm`` is the :class:`pyllm.server.state.ServerState`, or `models`.
+        Starlette: The application; its ``state.pyllm`` is the :class:`pyllm.server.state.ServerState`, or `models`,
+            and its ``state.host_names`` the :class:`pyllm.server.auth.HostNames`.
 
     Raises:
         InvalidArgumentError: There is neither engine nor embedder nor models, or models and something else.
@@ -72,15 +85,18 @@ def make_app(
     middleware = [Middleware(LogMiddleware, state=state)]
     if settings.api_prefix:
         middleware.insert(0, Middleware(PrefixMiddleware, prefix=settings.api_prefix))
+    host_names = HostNames(settings.allowed_hosts)
+    middleware.append(Middleware(HostMiddleware, names=host_names))
     if settings.cors_origins:
         # Before the keys: a browser asks without one whether it may ask.
         middleware.append(
             Middleware(
-                CORSMiddleware,
+                _CrossOrigin,
                 allow_origins=list(settings.cors_origins),
                 allow_origin_regex=LOCAL_ORIGINS if "localhost" in settings.cors_origins else None,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
+                allow_methods=list(settings.cors_methods),
+                allow_headers=list(settings.cors_headers),
+                allow_credentials=settings.cors_credentials,
             )
         )
     middleware.append(Middleware(PageMiddleware))
@@ -110,4 +126,5 @@ def make_app(
     # A redirection would name a path without the prefix, which nobody finds.
     app.router.redirect_slashes = not settings.api_prefix
     app.state.pyllm = state
+    app.state.host_names = host_names
     return app

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
+from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -59,6 +61,65 @@ class PageMiddleware:
         await self.app(scope, receive, send)
 
 
+class HostNames:
+    """The names under which a server may be asked, in the header ``Host``.
+
+    A page on the web can give its own name the address of this machine, and would then be of the same origin as the
+    server (DNS rebinding). It cannot choose an address or "localhost" as its name: these are always allowed.
+
+    Args:
+        names: Names that are allowed besides; ".example.org" allows all below it, and "*" any. None: any, until
+            :meth:`restrict` says otherwise.
+    """
+
+    def __init__(self, names: Iterable[str] | None) -> None:
+        self._names = None if names is None else {_host_name(name) for name in names}
+
+    def restrict(self, names: Iterable[str]) -> None:
+        """Allow no names but these, where nothing was said before."""
+        if self._names is None:
+            self._names = {_host_name(name) for name in names}
+
+    def allow(self, host: str) -> bool:
+        """Whether requests may have this ``Host``; programs that are no browsers may leave it out."""
+        names, name = self._names, _host_name(host)
+        if names is None or "*" in names or name in ("", "localhost", *names) or name.endswith(".localhost"):
+            return True
+        if any(known.startswith(".") and name.endswith(known) for known in names):
+            return True
+        try:
+            ipaddress.ip_address(name.strip("[]").partition("%")[0])
+        except ValueError:
+            return False
+        return True
+
+
+class HostMiddleware:
+    """Refuses requests under a name that the server does not have.
+
+    Args:
+        app: What requests pass to.
+        names: The names.
+    """
+
+    def __init__(self, app: ASGIApp, names: HostNames) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        host = Headers(scope=scope).get("host", "") if scope["type"] == "http" else ""
+        if self.names.allow(host):
+            await self.app(scope, receive, send)
+            return
+        error = APIError(
+            403,
+            f"this server is not called {host[:200]!r}: a web page could have that name. If it is yours, start the "
+            "server with --allowed-hosts and the name, or with an API key",
+            code="host_not_allowed",
+        )
+        await error.response(scope)(scope, receive, send)
+
+
 class KeyMiddleware:
     """Lets requests pass that have a key, as ``Authorization: Bearer …`` or as ``x-api-key``.
 
@@ -87,6 +148,12 @@ class KeyMiddleware:
 def _key(headers: Headers) -> str:
     scheme, _, value = headers.get("authorization", "").partition(" ")
     return value.strip() if scheme.lower() == "bearer" and value else headers.get("x-api-key", "")
+
+
+def _host_name(host: str) -> str:
+    """A name without its port."""
+    name, _, port = host.strip().rpartition(":")
+    return (name if name and port.isdecimal() else host.strip()).lower().removesuffix(".")
 
 
 def _digest(key: str) -> bytes:

@@ -55,6 +55,18 @@ _ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
+# What Python calls differently than JSON does, outside of quotation marks.
+_PYTHON = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b(?:None|True|False|a dict|dicts?|tuples?)\b")
+_JSON_WORDS = {
+    "None": "null",
+    "True": "true",
+    "False": "false",
+    "a dict": "an object",
+    "dict": "object",
+    "dicts": "objects",
+    "tuple": "array",
+    "tuples": "arrays",
+}
 _TOO_LONG = re.compile(r"the prompt has (\d+) tokens and the context holds n_ctx=(\d+)")
 
 
@@ -84,7 +96,7 @@ class APIError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self.message = _in_words_of_json(message)
         self.param = param
         self.code = code
         self.kind = kind or _kind(status)
@@ -210,6 +222,11 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
     PyllmError: on_api_error,
     HTTPException: on_http_error,
 }
+
+
+def _in_words_of_json(text: str) -> str:
+    """A message of the library, for clients that may know no Python."""
+    return _PYTHON.sub(lambda match: _JSON_WORDS.get(match[0], match[0]), text)
 
 
 def _kind(status: int) -> str:

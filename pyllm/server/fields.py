@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pyllm.server.errors import invalid
@@ -100,7 +101,7 @@ class Fields:
 
     def wrong(self, name: str, expected: str) -> Exception:
         """The error for a field that is something else."""
-        value = repr(self.values.get(name))
+        value = json.dumps(self.values.get(name), ensure_ascii=False)
         shown = value if len(value) <= 80 else f"{value[:77]}..."
         return invalid(self.where + name, f"{self.where}{name} must be {expected}, not {shown}")
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
+import json.scanner
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -15,7 +18,12 @@ from pyllm.server.settings import Settings
 READ = "pyllm_read"
 # Deeper JSON is not for models but for stacks.
 _MOST_DEPTH = 200
-_SMALL = 1 << 18
+# Smaller bodies are parsed in the event loop, within a few milliseconds whatever they hold.
+_SMALL = 1 << 16
+# Larger ones in one thread, one after another; those with more values than this by a parser that gives way.
+_FEW_VALUES = 20_000
+_parser = ThreadPoolExecutor(1, "pyllm json")
+_NAMES = {list: "an array", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
 
 async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
@@ -28,7 +36,7 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
         return request.scope[READ]  # type: ignore[no-any-return]
     found = await read_value(request, settings)
     if not isinstance(found, dict):
-        raise invalid(None, f"the body must be a JSON object, not {type(found).__name__}")
+        raise invalid(None, f"the body must be a JSON object, not {_NAMES.get(type(found), 'null')}")
     return found
 
 
@@ -48,12 +56,16 @@ async def read_value(request: Request, settings: Settings) -> Any:
     except ClientDisconnect:
         raise APIError(400, "the client went away before its request was here") from None
     try:
-        # What is large takes a while, in which the loop shall go on.
-        found, depth = _parsed(body) if len(body) < _SMALL else await asyncio.to_thread(_parsed, body)
-    except (ValueError, RecursionError) as error:
-        raise invalid(None, f"the body is not JSON: {error}") from None
-    if depth > _MOST_DEPTH:
-        raise invalid(None, f"the body has {depth} levels of arrays and objects; at most {_MOST_DEPTH} are read")
+        if len(body) < _SMALL:
+            found, depth = _parsed(body)
+        else:
+            found, depth = await asyncio.get_running_loop().run_in_executor(_parser, _parsed, body)
+    except RecursionError:
+        depth = None
+    except ValueError as error:
+        raise invalid(None, _explained(error)) from None
+    if depth is None or depth > _MOST_DEPTH:
+        raise invalid(None, f"the body has too many levels of arrays and objects; at most {_MOST_DEPTH} are read")
     return found
 
 
@@ -71,8 +83,43 @@ async def _body(request: Request, most: int) -> bytes:
 
 
 def _parsed(body: bytes) -> tuple[Any, int]:
-    found = json.loads(body, parse_constant=_no_constant)
-    return found, _depth(found)
+    """What a body holds, and a bound on its depth."""
+    n_containers = body.count(b"[") + body.count(b"{")
+    text = body.decode(json.detect_encoding(body))
+    decoder = _decoder()
+    if len(body) >= _SMALL and n_containers + body.count(b",") > _FEW_VALUES:
+        # The parser in C holds the GIL from beginning to end, which many values make long: running streams would
+        # wait for it. The same parser in Python lets other threads run every few milliseconds.
+        decoder = _patient_decoder()
+    found = decoder.decode(text.removeprefix("\ufeff"))
+    return found, n_containers if n_containers <= _MOST_DEPTH else _depth(found)
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _patient_decoder() -> json.JSONDecoder:
+    decoder = json.JSONDecoder(parse_constant=_no_constant)
+    decoder.scan_once = json.scanner.py_make_scanner(decoder)  # type: ignore[attr-defined]
+    return decoder
+
+
+def _explained(error: ValueError) -> str:
+    """What is wrong with a body."""
+    if isinstance(error, json.JSONDecodeError):
+        what = error.msg[:1].lower() + error.msg[1:]
+        return f"the body is not JSON: {what} at line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"the body is not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start}"
+    if isinstance(error, _ConstantError):
+        return f"the body is not JSON: {error}"
+    return "the body is not JSON: a number in it has too many digits"
+
+
+class _ConstantError(ValueError):
+    """NaN or an infinity, which Python's parser would take."""
 
 
 def _too_large(most: int) -> APIError:
@@ -83,7 +130,7 @@ def _too_large(most: int) -> APIError:
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
+    raise _ConstantError(f"{name} is no number of JSON")
 
 
 def _depth(value: Any) -> int:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pyllm.server.access")
 _KEY = "pyllm_log"
+# Characters of a reason: a client has a say in it.
+_MOST_REASON = 300
 
 
 class LogMiddleware:
@@ -54,6 +56,8 @@ class LogMiddleware:
                 status = message["status"]
                 for name in names:
                     MutableHeaders(scope=message)[name] = request_id
+            elif status >= 400 and "error" not in details and message.get("body"):
+                details["error"] = _reason(message["body"])
             await send(message)
 
         try:
@@ -80,6 +84,17 @@ class LogMiddleware:
             _log.log(level, "%s %s %s", line["method"], line["path"], line["status"], extra={"fields": line})
 
 
+def _reason(body: bytes) -> str:
+    """What the body of an error says, in any of the APIs' shapes."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = body.decode("utf-8", "replace")
+    error = found.get("error", found) if isinstance(found, dict) else found
+    message = error.get("message", error) if isinstance(error, dict) else error
+    return str(message)[:_MOST_REASON]
+
+
 def note(request: Request, **details: Any) -> None:
     """Add something to the line of a request."""
     request.scope.setdefault(_KEY, {}).update(details)
@@ -93,7 +108,7 @@ class TextFormatter(logging.Formatter):
         fields = dict(getattr(record, "fields", {}))
         for name in ("method", "path", "status"):
             fields.pop(name, None)
-        rest = "".join(f" {name}={value}" for name, value in fields.items())
+        rest = "".join(f" {name}={_shown(value)}" for name, value in fields.items())
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         text = f"{clock} {record.levelname} {_one_line(record.getMessage())}{_one_line(rest)}"
         return text if record.exc_info is None else f"{text}\n{self.formatException(record.exc_info)}"
@@ -135,6 +150,10 @@ def set_up_log(*, as_json: bool, verbose: bool = False, file: Path | None = None
         logger.handlers[:] = handlers
         logger.setLevel(logging.DEBUG if verbose else level)
         logger.propagate = False
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and " " in value else str(value)
 
 
 def _one_line(text: str) -> str:

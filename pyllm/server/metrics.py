@@ -87,7 +87,10 @@ class _EngineCollector:
     def collect(self) -> Iterator[Metric]:
         now, own = self._engine.metrics(), self._own
         counters = {
-            "llamacpp:prompt_tokens": ("Tokens of prompts that were computed.", now.n_prompt_tokens),
+            "llamacpp:prompt_tokens": (
+                "Tokens of prompts and of texts to embed that were computed.",
+                now.n_prompt_tokens + now.n_embedded_tokens,
+            ),
             "llamacpp:prompt_tokens_cached": ("Tokens of prompts that were in the cache.", now.n_cached_tokens),
             "llamacpp:prompt_seconds": ("Time that prompts took.", own.prompt_seconds),
             "llamacpp:tokens_predicted": ("Tokens generated.", now.n_generated_tokens),
@@ -109,6 +112,11 @@ class _EngineCollector:
         gauges = {
             "llamacpp:requests_processing": ("Texts that are being computed.", now.n_running),
             "pyllm_embedding_requests": ("Requests for vectors or ranks that have not ended.", now.n_embedding),
+            "llamacpp:n_tokens_max": ("Most tokens that a sequence has had.", now.n_tokens_max),
+            "llamacpp:n_busy_slots_per_decode": (
+                "Mean number of texts in a step.",
+                now.n_step_texts / now.n_steps if now.n_steps else 0.0,
+            ),
             "llamacpp:requests_deferred": ("Texts that wait.", now.n_waiting),
             "llamacpp:prompt_tokens_seconds": (
                 "Mean speed of prompts, in tokens per second.",

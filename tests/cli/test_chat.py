@@ -264,7 +264,7 @@ def test_interrupt_ends_a_pipe(data, tiny):
         process.stdin.flush()
         assert process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=550)
     assert process.returncode == 130
     assert b"Traceback" not in err
 
@@ -296,7 +296,7 @@ def terminal(data: Path) -> Iterator[Terminal]:
             ["-m", "pyllm", "chat", *map(str, arguments)],
             encoding="utf-8",
             codec_errors="replace",
-            timeout=60,
+            timeout=550,
             dimensions=(24, columns),
         )
         child.delaybeforesend = 0.1

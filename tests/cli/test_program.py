@@ -134,7 +134,7 @@ def test_a_person_is_asked(empty_cache):
             os.write(parent, answers)
             assert said in _read_until(parent, said)
         assert process.stdout.read() == b""
-        assert process.wait(60) == 0
+        assert process.wait(300) == 0
     os.close(parent)
 
 

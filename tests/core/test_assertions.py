@@ -138,7 +138,7 @@ time.sleep(30)
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL)
 def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
     # Without Python's own fault handler, which would write a traceback too.
-    result = isolated.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=60)
+    result = isolated.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=550)
     assert result.returncode == -signal.SIGABRT, (result.returncode, result.stderr)
     assert "somewhere.c:42: it is 13 o'clock" in result.stderr
     assert "most recent call first" in result.stderr and "assertion_in_a_thread_of_its_own" in result.stderr
@@ -158,7 +158,7 @@ except errors.PyllmError as exception:
 """,
         tiny_models["llama"],
         env={"PYTHONFAULTHANDLER": ""},
-        timeout=60,
+        timeout=550,
     )
     if result.returncode == 0:
         assert result.stdout.strip() in ("ModelLoadError", "InvalidArgumentError", "ContextError")

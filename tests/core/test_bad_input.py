@@ -30,7 +30,7 @@ def survived(tiny_models):
                 [sys.executable, "-X", "faulthandler", TABLE, group, tiny_models["llama"]],
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=550,
                 check=False,
             )
             lines = result.stdout.split()

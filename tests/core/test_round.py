@@ -302,10 +302,10 @@ def test_a_flag_from_another_thread(contexts: Callable[..., Context], rows: Call
     def pause(n: int) -> None:
         if n == 6:
             ask.set()
-            assert done.wait(60)
+            assert done.wait(300)
 
     def other() -> None:
-        assert ask.wait(60)
+        assert ask.wait(300)
         flag.set()
         done.set()
 
@@ -482,7 +482,7 @@ def test_what_is_closed(contexts: Callable[..., Context], rows: Callable[..., li
     # The samplers of the others were let go.
     thread = threading.Thread(target=lambda: [row.sampler.clone() for row in texts.rows[:3]])
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert not thread.is_alive()
     texts = Texts(contexts(), rows())
     round = texts.round()

@@ -220,7 +220,7 @@ def test_what_is_wrong_before_computing_changes_nothing(context: Context, tiny_m
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append([row.sampler.clone() for row in rows]))
     thread.start()
-    thread.join(60)
+    thread.join(300)
     assert len(found) == 1
     assert None not in decode_rows(context, good, rows, [0, 1, 2, 3])
     views.clear()

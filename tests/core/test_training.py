@@ -72,7 +72,6 @@ def test_windows_are_computed_by_the_threads_of_the_context(trainable, text):
     trainer.epoch(windows(text, N_CTX)[:8])
     cpu, wall = time.process_time() - before[0], time.perf_counter() - before[1]
     assert cpu < 1.5 * wall + 0.05
-    assert wall < 4
 
 
 def test_the_loss_is_that_of_the_logits(trainable, model, make_context, text):
@@ -184,11 +183,11 @@ def test_windows_in_parts(trainable, text):
 def test_ctrl_c_between_windows(trainable, text):
     trainer = Trainer(trainable())
     many = windows(text, N_CTX, stride=1)
-    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-    start = time.perf_counter()
+    before = time.process_time()
     with pytest.raises(KeyboardInterrupt):
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         trainer.epoch(many)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - before < 3, "all of it was computed"
     assert trainer.epoch(many[:1])["train_windows"] == 1, "nothing was left half done"
 
 
@@ -197,10 +196,10 @@ def test_abort_leaves_nothing_to_go_on_with(trainable, text):
     trainer = Trainer(context)
     many = windows(text, N_CTX, stride=1)
     threading.Timer(0.1, context.abort).start()
-    start = time.perf_counter()
+    before = time.process_time()
     with pytest.raises(errors.DecodeAborted, match="half changed"):
         trainer.epoch(many)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - before < 3, "all of it was computed"
     with pytest.raises(errors.ContextError, match="half way"):
         trainer.epoch(many[:1])
     context.close()

@@ -150,7 +150,7 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     file = tmp_path / "pyllm.service"
     file.write_text(block.code.replace("/opt/pyllm/bin/pyllm", sys.executable) + "\n")
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=60
+        ["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, timeout=550
     )
     assert [line for line in done.stderr.splitlines() if file.name in line] == []
     assert done.returncode == 0, done.stderr
@@ -220,7 +220,7 @@ def test_nginx_takes_its_file(tmp_path: Path) -> None:
     file.write_text(
         f"pid {tmp_path}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n{without_tls}\n}}\n"
     )
-    done = subprocess.run(["nginx", "-t", "-c", str(file)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["nginx", "-t", "-c", str(file)], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
 
 

@@ -36,11 +36,12 @@ def has_code(page: Path) -> bool:
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "COLUMNS": "100"}
     return subprocess.run(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
+        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1700
     )
 
 
 @pytest.mark.model
+@pytest.mark.timeout(1800)  # a page is a program of its own; on a busy machine it takes many minutes
 @pytest.mark.usefixtures("smollm2_path")
 @pytest.mark.parametrize("page", [page for page in pages() if has_code(page)], ids=name_of)
 def test_page_runs(page: Path, tmp_path: Path) -> None:
@@ -50,6 +51,7 @@ def test_page_runs(page: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(1800)  # a page is a program of its own; on a busy machine it takes many minutes
 @pytest.mark.usefixtures("smollm2_path")
 @pytest.mark.parametrize("example", EXAMPLES, ids=name_of)
 def test_example_runs(example: Path, tmp_path: Path) -> None:
@@ -72,6 +74,7 @@ def shell_lines() -> list[tuple[Path, str]]:
 
 
 @pytest.mark.model
+@pytest.mark.timeout(1800)  # a page is a program of its own; on a busy machine it takes many minutes
 @pytest.mark.usefixtures("smollm2_path")
 @pytest.mark.skipif(os.name == "nt", reason="the lines are for a POSIX shell")
 @pytest.mark.parametrize("line", sorted({line for _, line in shell_lines()}))

@@ -31,7 +31,7 @@ def slow(ids: np.ndarray, logits: np.ndarray) -> None:
     time.sleep(0.003)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -127,7 +127,7 @@ def test_several_callers_share_decodes_and_get_their_own(vectors: Engine, bert: 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     for i, one in enumerate(texts):
         same(found[i], bert.embed(one))
 
@@ -142,7 +142,7 @@ def test_texts_and_vectors_go_on_beside_each_other(tiny_model: Model, llm: Llama
         jobs = [engine.submit([5, 6, 7], max_tokens=60, temperature=0) for _ in range(3)]
         long = engine.submit([5 + i % 60 for i in range(400)], max_tokens=2)
         assert engine.complete("the cat", max_tokens=3, deterministic=True, seed=1).tokens
-        thread.join(60)
+        thread.join(300)
         same(found[0], llm.embed(many))
         assert [job.result(60).tokens for job in jobs] == [expected] * 3
         assert long.result(60).tokens
@@ -208,7 +208,7 @@ def test_an_error_ends_its_request_alone(vectors: Engine, bert: Llama, monkeypat
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert isinstance(results.pop(3), errors.DecodeError)
     for i, found in results.items():
         same(found, bert.embed([[20 + i, 30]] * 30))
@@ -277,7 +277,7 @@ def test_closing_ends_what_waits(load: Callable[..., Model]) -> None:
     wait_for(lambda: engine.metrics().n_embedded_texts > 0)
     engine.close()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     assert len(raised) == 3
     with pytest.raises(errors.ClosedError):
         engine.embed("a")

@@ -39,7 +39,7 @@ def slow(ids: np.ndarray, logits: np.ndarray) -> None:
     time.sleep(0.005)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"

@@ -233,8 +233,8 @@ fork = multiprocessing.get_context("fork")
 queue = fork.Queue()
 process = fork.Process(target=use_parent, args=(queue,))
 process.start()
-message = queue.get(timeout=60)
-process.join(60)
+message = queue.get(timeout=550)
+process.join(300)
 assert process.exitcode == 0, process.exitcode
 assert "spawn" in message, message
 with fork.Pool(2) as pool:

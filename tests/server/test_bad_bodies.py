@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import httpx
+from served import PYTHON
 
 VALUES: list[Any] = [
     None, True, 0, -1, 1.5, 1e308, 10**30, "", "x", "\0", [], [5], ["x"], [[]], [None], [{}], {}, {"a": 1}, {"type": 5},
@@ -46,3 +47,15 @@ def test_anything_in_any_field(server, engine) -> None:
             assert response.status_code in (200, 400), (path, name, value, response.text)
             assert "internal_error" not in response.text, (path, name, value, response.text)
     assert engine.metrics().n_failed == 0
+
+
+def test_errors_have_no_words_of_python(server) -> None:
+    cases = [(path, name, value) for path, (_, names) in FIELDS.items() for name in names.split() for value in VALUES]
+    wrong = set()
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for path, name, value in random.Random(5).sample(cases, 400):
+            body = json.dumps({**FIELDS[path][0], name: value})
+            answer = client.post(path, content=body)
+            if answer.status_code == 400 and PYTHON.search(message := answer.json()["error"]["message"]):
+                wrong.add((path, name, str(value)[:40], message[:200]))
+    assert not wrong

@@ -21,7 +21,7 @@ from pyllm.server.run import Runner
 
 # More than what lies in small buffers of sockets.
 MUCH = {"prompt": ["the cat"] * 4, "max_tokens": 100, "logprobs": 50, "stream": True}
-GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
+GET = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def connect(server: Served, data: bytes = b"", buffer: int | None = None) -> socket.socket:
@@ -43,7 +43,7 @@ def shrink(server: Served) -> Served:
 
 def request(path: str, body: Any, *headers: str) -> bytes:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(data)}", *headers]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
@@ -117,7 +117,7 @@ def test_a_head_that_comes_byte_by_byte(hasty: Served, answered: bool) -> None:
 
 
 def test_a_body_that_nobody_wants_does_not_keep_a_connection(hasty: Served) -> None:
-    head = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     with connect(hasty, head) as connection:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404")
         with pytest.raises(OSError):
@@ -268,12 +268,12 @@ def test_a_crowd_behind_a_prefix(start: Callable[..., Served], engine: Prompted)
         b"\x00\xff\r\n\r\n",
         b"GET\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
-        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
-        b"GET / HTTP/1.1\r\nHost: x\r\nX-Big: " + b"x" * 2_000_000,
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n12345",
+        b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"x" * 2_000_000,
         b"GET /" + b"x" * 2_000_000,
-        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X-More: y\r\n" * 200_000,
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-More: y\r\n" * 200_000,
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     ],
     ids=range(10),
@@ -310,18 +310,18 @@ def test_a_stream_for_http_1_0(server: Served) -> None:
 
 def test_a_client_that_asks_before_it_sends(hasty: Served) -> None:
     data = json.dumps({"content": "the cat"}).encode()
-    head = f"POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {len(data)}\r\n\r\n"
     with connect(hasty, head.encode()) as connection:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 100")
         connection.sendall(data)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
-    head = "POST /tokenize HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
+    head = "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n"
     with connect(hasty, head.encode()) as connection:
         assert read(connection).startswith(b"HTTP/1.1 413")
 
 
 def test_pieces_without_a_length(hasty: Served) -> None:
-    head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    head = b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
     piece = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     with connect(hasty, head) as connection:
         try:

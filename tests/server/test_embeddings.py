@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pyllm import Llama, Model
+from pyllm.embedding.embedder import Embedder
 from pyllm.engine import Engine
 
 TEXTS = ["the cat sat", "no way", "more people look at the number"]
@@ -230,6 +231,17 @@ def test_a_blank_text_that_has_no_token_at_all_is_named(start, tiny_models) -> N
         assert response.status_code == 400
         assert response.json()["error"]["param"] == "input[1]"
         server.stop()
+
+
+def test_a_vector_that_has_no_direction(start, bert, monkeypatch) -> None:
+    """The error says nothing of arguments in Python."""
+    compute = Embedder.compute
+    monkeypatch.setattr(Embedder, "compute", lambda *args, **more: [0 * one for one in compute(*args, **more)])
+    server = start(None, embedder=bert)
+    error = server.post("/v1/embeddings", {"input": TEXTS}).json()["error"]
+    assert error["message"] == "the vector of input[0] is zero: it has no direction and cannot be normalised"
+    assert server.post("/embedding", {"content": TEXTS, "embd_normalize": -1}).status_code == 200
+    server.stop()
 
 
 def test_lists_of_texts_and_ids_as_llama_server_takes_them(vectors, bert) -> None:

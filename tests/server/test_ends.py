@@ -32,7 +32,7 @@ def stream(port: int, body: dict[str, Any]) -> socket.socket:
     """Ask for a stream, and wait for its beginning."""
     connection = socket.create_connection(("127.0.0.1", port), 30)
     data = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     found = b""
     while b"data: " not in found:

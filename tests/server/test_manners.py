@@ -28,7 +28,8 @@ def connect(server, path: str, body: dict[str, Any]) -> socket.socket:
     port = int(server.url.rpartition(":")[2])
     connection = socket.create_connection(("127.0.0.1", port))
     data = json.dumps(body).encode()
-    connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
     return connection
 
 
@@ -95,7 +96,7 @@ def test_a_client_that_reads_nothing_is_let_go(start, engine: Prompted) -> None:
         body = {"prompt": ["the cat"] * 8, "max_tokens": 1000, "logprobs": 100, "stream": True}
         data = json.dumps(body).encode()
         connection.sendall(
-            f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
+            f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         )
         wait_for(lambda: not server.state.running and engine.metrics().n_requests > 0, 60)
     quiet(engine)

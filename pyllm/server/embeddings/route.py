@@ -17,7 +17,7 @@ from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.embedding.types import RerankResult
 from pyllm.engine import Engine
 from pyllm.enums import PoolingType
-from pyllm.errors import InvalidArgumentError, TextTooLongError
+from pyllm.errors import EmbeddingError, InvalidArgumentError, TextTooLongError
 from pyllm.server.embeddings.foreign import own_tokens
 from pyllm.server.embeddings.protocol import EmbeddingAsk, Inputs, NativeEmbeddingAsk, RerankAsk, text_too_long
 from pyllm.server.errors import APIError, as_api_error, invalid, json_response
@@ -150,6 +150,9 @@ async def _computed(
         return await until_gone(request, work())
     except TextTooLongError as error:
         raise text_too_long(error, where, state.alias) from error
+    except EmbeddingError as error:
+        # What stands behind the first part is for callers in Python.
+        raise invalid(param, error.message.partition("; ")[0]) from error
     except Exception as error:
         raise as_api_error(error, param=param, retry_after=state.settings.retry_after) from error
     finally:

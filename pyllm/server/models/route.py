@@ -24,6 +24,9 @@ async def list_models(request: Request) -> Response:
 async def get_model(request: Request) -> Response:
     """One model."""
     name, models = request.path_params["name"], _models(request)
+    state = request.app.state.pyllm
+    if isinstance(state, ServerState) and name in state.settings.aliases:
+        name = state.alias
     if name not in models:
         known = f"there {'is' if len(models) == 1 else 'are'} {', '.join(map(repr, models))}"
         raise APIError(404, f"there is no model {name!r} here; {known}", code="model_not_found")
@@ -54,7 +57,10 @@ def _models(request: Request) -> dict[str, dict[str, Any]]:
     """All models, by name."""
     state: ServerState | Models = request.app.state.pyllm
     if isinstance(state, ServerState):
-        return {state.alias: _model(state.alias, state, state.created) | _capabilities(state)}
+        found = _model(state.alias, state, state.created) | _capabilities(state)
+        if state.settings.aliases:
+            found["aliases"] = [state.alias, *state.settings.aliases]
+        return {state.alias: found}
     return {name: _entry(entry, state.created) for name, entry in state.entries.items()}
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from pyllm.core.vocab import Vocab
+from pyllm.params import SAMPLER_LETTERS
 from pyllm.sampling import new_seed
 from pyllm.server.completions.protocol import form_arguments
 from pyllm.server.errors import APIError, invalid
@@ -16,19 +17,6 @@ from pyllm.server.settings import Settings
 _N_SEEDS = 2**32 - 1
 _MOST = 2**31 - 1
 # One letter for each sampler, as in llama.cpp's --sampler-seq.
-_LETTERS = {
-    "e": "penalties",
-    "d": "dry",
-    "s": "top_n_sigma",
-    "k": "top_k",
-    "y": "typ_p",
-    "p": "top_p",
-    "m": "min_p",
-    "x": "xtc",
-    "t": "temperature",
-    "i": "infill",
-    "a": "adaptive_p",
-}
 # What needs a grammar that waits for its trigger; chats have that here, by tools.
 _NOT_HERE = ("grammar_lazy", "grammar_triggers")
 
@@ -128,10 +116,11 @@ def _arguments(body: dict[str, Any], fields: Fields, settings: Settings, sizes: 
 
 
 def _samplers(letters: str) -> list[str]:
-    unknown = [letter for letter in letters if letter not in _LETTERS]
+    unknown = [letter for letter in letters if letter not in SAMPLER_LETTERS]
     if unknown:
-        raise invalid("samplers", f"samplers: there is no sampler {unknown[0]!r}; the letters are {''.join(_LETTERS)}")
-    return [_LETTERS[letter] for letter in letters]
+        known = "".join(SAMPLER_LETTERS)
+        raise invalid("samplers", f"samplers: there is no sampler {unknown[0]!r}; the letters are {known}")
+    return [SAMPLER_LETTERS[letter] for letter in letters]
 
 
 def _biases(fields: Fields, vocab: Vocab) -> dict[int | str, float]:

@@ -20,9 +20,9 @@ def verbose(state: ServerState, job: Job, completion: Completion, *, wanted: boo
         state: The server's.
         job: The request.
         completion: What came of it.
-        wanted: Whether it is asked for; otherwise there is nothing.
+        wanted: Whether the request asks for it; where neither it nor the settings do, there is nothing.
     """
-    if not wanted:
+    if not (wanted or state.settings.verbose):
         return {}
     request, vocab = job.request, state.model.vocab
     sizes = Sizes(len(request.ids) + request.room, len(vocab))

@@ -40,8 +40,9 @@ def described(engine: Engine, slot: Slot, show: bool) -> dict[str, Any]:
             {
                 "has_next_token": slot.running,
                 "has_new_line": "\n" in answer,
-                "n_remain": -1 if n_predict < 0 else max(0, n_predict - slot.n_generated),
-                "n_decoded": slot.n_generated,
+                # What a text that has ended had left is no concern of the next one.
+                "n_remain": -1 if n_predict < 0 or not slot.running else max(0, n_predict - slot.n_generated),
+                "n_decoded": slot.n_generated if slot.running else 0,
             }
         ],
     }
