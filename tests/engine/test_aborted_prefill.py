@@ -58,7 +58,7 @@ def test_a_prefill_that_nobody_waits_for_is_aborted(engine, monkeypatch) -> None
     job = read(engine, LONG)
     assert held.begun.wait(60)
     job.cancel()
-    assert job.result(60).choices[0].finish_reason == "abort"
+    assert job.result(300).choices[0].finish_reason == "abort"
     assert held.aborted
     metrics = engine.metrics()
     assert (metrics.n_prompt_tokens, metrics.n_cancelled, metrics.n_running) == (0, 1, 0)
@@ -68,25 +68,25 @@ def test_a_prefill_that_nobody_waits_for_is_aborted(engine, monkeypatch) -> None
 def test_what_comes_after_an_aborted_prefill_is_right(load, monkeypatch, arch: str) -> None:
     """Micro-batches that were done are in the memory: the next request must not take them for its own."""
     with Engine(load(arch), n_ctx=4096, n_parallel=1, n_threads=1, n_ubatch=64) as engine:
-        expected = read(engine, LONG[:300]).result(60).choices[0].tokens
+        expected = read(engine, LONG[:300]).result(300).choices[0].tokens
     with Engine(load(arch), n_ctx=4096, n_parallel=1, n_threads=1, n_ubatch=64) as engine:
         job = read(engine, LONG)
         while job.started is None:
             pass
         job.cancel()
-        job.result(60)
-        assert read(engine, LONG[:300]).result(60).choices[0].tokens == expected
+        job.result(300)
+        assert read(engine, LONG[:300]).result(300).choices[0].tokens == expected
 
 
 def test_what_was_there_before_stays(engine, monkeypatch) -> None:
-    read(engine, LONG[:50]).result(60)
+    read(engine, LONG[:50]).result(300)
     held = Held(monkeypatch, engine)
     job = read(engine, LONG)
     assert held.begun.wait(60)
     job.cancel()
-    job.result(60)
+    job.result(300)
     before = engine.metrics().n_cached_tokens
-    read(engine, LONG[:60]).result(60)
+    read(engine, LONG[:60]).result(300)
     assert engine.metrics().n_cached_tokens - before >= 49
 
 
@@ -98,18 +98,18 @@ def test_a_decode_that_another_request_shares_goes_on(engine, monkeypatch) -> No
     first.cancel()
     assert not held.aborted
     held.ended.set()
-    assert second.result(60).choices[0].finish_reason == "length"
-    assert first.result(60).choices[0].finish_reason in ("abort", "length")
+    assert second.result(300).choices[0].finish_reason == "length"
+    assert first.result(300).choices[0].finish_reason in ("abort", "length")
 
 
 def test_an_abort_that_comes_late_ends_no_other_decode(engine) -> None:
     job = read(engine, LONG[:64])
-    job.result(60)
+    job.result(300)
     job.cancel()
     for n in range(20):
         job = read(engine, LONG[n : n + 100])
         job.cancel()
-        assert read(engine, LONG[n : n + 120]).result(60).choices[0].finish_reason == "length"
+        assert read(engine, LONG[n : n + 120]).result(300).choices[0].finish_reason == "length"
 
 
 def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None:
@@ -137,7 +137,7 @@ def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None
         assert begun.wait(60)
         engine._cancel_vectors(job)
         with pytest.raises(Exception, match="aborted"):
-            job.result(60)
+            job.result(300)
         assert aborted.is_set()
 
 

@@ -162,8 +162,8 @@ def test_processors_and_stopping_criteria(engine: Engine, llm: Llama) -> None:
     edited = engine.submit(
         [5, 6, 7], max_tokens=20, temperature=0, logits_processor=only_even, stopping_criteria=enough
     )
-    assert plain.result(20).tokens == llm([5, 6, 7], max_tokens=20, temperature=0).tokens
-    found = edited.result(20)
+    assert plain.result(300).tokens == llm([5, 6, 7], max_tokens=20, temperature=0).tokens
+    found = edited.result(300)
     assert all(token % 2 == 0 for token in found.tokens)
     assert (len(found.tokens), found.finish_reason) == (6, "stop")
 
@@ -198,11 +198,11 @@ def test_an_error_ends_its_request_alone(engine: Engine, llm: Llama) -> None:
     bad = engine.submit([8, 8], max_tokens=12, logits_processor=fail)
     streamed = engine.submit([8, 8], max_tokens=12, stopping_criteria=fail)
     with pytest.raises(ZeroDivisionError, match="mine"):
-        bad.result(20)
+        bad.result(300)
     with pytest.raises(ZeroDivisionError, match="mine"):
         list(streamed)
     alone = [llm(prompt, max_tokens=12, temperature=0).tokens for prompt in PROMPTS[:3]]
-    assert [job.result(20).tokens for job in good] == alone
+    assert [job.result(300).tokens for job in good] == alone
     assert engine.metrics().n_failed == 2
     quiet(engine)
 
@@ -215,16 +215,16 @@ def test_cancelled_requests_are_gone_within_a_step(engine: Engine) -> None:
     wait_for(lambda: engine.metrics().n_running == 4)
     assert engine.metrics().n_waiting == 2
     jobs[5].cancel()
-    waiting = jobs[5].result(20)
+    waiting = jobs[5].result(300)
     assert (waiting.finish_reason, waiting.tokens) == ("abort", ())
     for chunk in jobs[0]:  # a loop that is left
         assert chunk.completion is None
         break
-    assert jobs[0].result(20).finish_reason == "abort"
+    assert jobs[0].result(300).finish_reason == "abort"
     for job in jobs:
         job.cancel()
         job.cancel()
-    assert {job.result(20).finish_reason for job in jobs} == {"abort"}
+    assert {job.result(300).finish_reason for job in jobs} == {"abort"}
     assert engine.metrics().n_cancelled == 6
     quiet(engine)
 
@@ -241,7 +241,7 @@ def test_a_queue_with_bounds_refuses_more(tiny_model: Model) -> None:
             engine.submit([4], max_tokens=1)
         assert engine.metrics().n_rejected == 2
         running.cancel()
-        assert len(first.result(20).tokens) == len(second.result(20).tokens) == 1
+        assert len(first.result(300).tokens) == len(second.result(300).tokens) == 1
         assert engine.complete([4], max_tokens=1).tokens
 
 
@@ -257,7 +257,7 @@ def test_urgent_requests_go_first(tiny_model: Model) -> None:
         later = engine.submit([2], max_tokens=2, logits_processor=note("later"))
         urgent = engine.submit([3], max_tokens=2, logits_processor=note("urgent"), priority=-1)
         for job in (first, later, urgent):
-            job.result(20)
+            job.result(300)
         assert order.index("urgent") < order.index("later")
         assert order[-3] == "first" or order[-1] == "later"
         assert first.result().finish_reason in ("length", "stop")
@@ -287,7 +287,7 @@ def test_closing_ends_what_runs_and_refuses_the_rest(tiny_model: Model) -> None:
     engine.close()
     for job in jobs:
         with pytest.raises(errors.ClosedError):
-            job.result(5)
+            job.result(300)
     with pytest.raises(errors.ClosedError):
         engine.submit([1])
     assert engine.context.closed and not tiny_model.closed
@@ -366,9 +366,9 @@ def test_many_random_requests_are_all_accounted_for(tiny_model: Model, unified: 
         for job, kind in zip(jobs, wanted, strict=True):
             if kind == "fail":
                 with pytest.raises(ValueError, match="mine"):
-                    job.result(60)
+                    job.result(300)
             else:
-                completion = job.result(60)
+                completion = job.result(300)
                 assert all(c.finish_reason in ("stop", "length", "abort") for c in completion.choices)
                 assert kind == "cancel" or all(c.finish_reason != "abort" for c in completion.choices)
         quiet(engine)
@@ -389,13 +389,13 @@ def test_deterministic_texts_are_the_same_alone_and_in_a_crowd(smollm2: Model) -
         crowd = [engine.submit(f"{i} is a number, and", max_tokens=20, seed=i) for i in range(4)]
         wait_for(lambda: engine.metrics().n_running == 4)
         busy = [engine.submit(prompt, **arguments) for _ in range(2)]
-        assert [job.result(120).tokens for job in busy] == [alone.tokens] * 2
+        assert [job.result(300).tokens for job in busy] == [alone.tokens] * 2
         assert busy[0].result().text == alone.text
         for job in crowd:
-            assert job.result(120).finish_reason in ("stop", "length")
+            assert job.result(300).finish_reason in ("stop", "length")
         cancelled = engine.submit(prompt, **arguments)
         cancelled.cancel()
-        assert cancelled.result(20).finish_reason == "abort"
+        assert cancelled.result(300).finish_reason == "abort"
         assert engine.complete(prompt, **arguments).tokens == alone.tokens
         quiet(engine)
 
@@ -433,11 +433,11 @@ def test_samplers_of_callers(engine: Engine) -> None:
     wait_for(lambda: bad.first_token is not None)
     closed.close()
     with pytest.raises(errors.ClosedError):
-        bad.result(20)
+        bad.result(300)
     good.cancel()
-    assert good.result(20).finish_reason == "abort"
+    assert good.result(300).finish_reason == "abort"
     again = engine.submit([5, 6, 7], max_tokens=2, sampler=sampler)
-    assert again.result(20).tokens
+    assert again.result(300).tokens
     quiet(engine)
 
 
@@ -453,7 +453,7 @@ def test_a_kept_view_of_logits_ends_only_who_needs_more_room(engine: Engine, det
     scored = {"max_tokens": 1, "echo": True, "logprobs": 1, "deterministic": deterministic}
     with pytest.raises(BufferError):
         engine.complete([1] * 30, **scored)
-    assert other.result(20).finish_reason in ("stop", "length")
+    assert other.result(300).finish_reason in ("stop", "length")
     kept.clear()
     assert engine.complete([1] * 30, **scored).logprobs is not None
     quiet(engine)
@@ -475,7 +475,7 @@ def test_a_listener_that_fails_ends_nothing(engine: Engine, caplog: pytest.LogCa
     def fail(event: object) -> None:
         raise ZeroDivisionError("mine")
 
-    assert engine.submit([5, 6], max_tokens=3, listener=fail).result(20).tokens
+    assert engine.submit([5, 6], max_tokens=3, listener=fail).result(300).tokens
     assert engine.complete([5, 6], max_tokens=3).tokens
     assert "the listener of" in caplog.text
 

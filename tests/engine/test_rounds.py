@@ -131,7 +131,7 @@ def count_turns(engine: Engine) -> list[int]:
 def generate(engine: Engine, **arguments: Any) -> list[Any]:
     """Some texts whose requests come in the same moment."""
     jobs = engine._between.run(lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
-    return [job.result(20) for job in jobs]
+    return [job.result(300) for job in jobs]
 
 
 # ---- what they give
@@ -269,7 +269,7 @@ def test_what_comes_between_steps(engine: Engine, tmp_path: Any) -> None:
         engine.complete([9, i], max_tokens=1 + i % 3, priority=-(i % 2), slot=1)
         looks = engine.slots()
         assert all(len(look.ids) <= look.n_prompt + look.n_generated for look in looks if look.request is not None)
-    tokens = job.result(20).tokens
+    tokens = job.result(300).tokens
     again = engine.complete(PROMPTS[0], max_tokens=100, temperature=0, logit_bias=endless(engine))
     # In a shared cache sums are rounded by where the others are, which shows late.
     assert tokens[:100] == again.tokens and len(tokens) == 400
@@ -286,8 +286,8 @@ def test_a_sampler_that_is_closed_ends_its_request_alone(engine: Engine) -> None
     wait_for(lambda: jobs[1].first_token is not None)
     engine._between.run(closed.close)  # else it waits for the end of a round, and may come late
     with pytest.raises(errors.ClosedError, match="Chain"):
-        jobs[1].result(20)
-    assert len(jobs[0].result(20).tokens) == 500
+        jobs[1].result(300)
+    assert len(jobs[0].result(300).tokens) == 500
     assert not engine.closed
     quiet(engine)
 
@@ -296,9 +296,9 @@ def test_samplers_of_one_chain_do_not_end_the_engine(engine: Engine) -> None:
     chain = build_chain(SamplingParams(logit_bias=endless(engine)), engine.vocab, 3)
     samplers = [chain, chain[len(chain) - 1], None]
     jobs = [engine.submit([5, 6, 7], max_tokens=100, sampler=one, stream=False) for one in samplers]
-    assert len(jobs[2].result(20).tokens) > 0
+    assert len(jobs[2].result(300).tokens) > 0
     for job in jobs[:2]:
-        assert len(job.result(20).tokens) > 0
+        assert len(job.result(300).tokens) > 0
     assert not engine.closed
     quiet(engine)
 
@@ -392,7 +392,7 @@ def test_a_result_that_the_loop_itself_waits_for(engine: Engine, stream: bool) -
         job = await client.submit([5, 6], listener=got.append, **arguments)
         with pytest.raises(TimeoutError):
             job.result(0)
-        assert job.result(20).tokens == sum((chunk.tokens for chunk in got), ())
+        assert job.result(300).tokens == sum((chunk.tokens for chunk in got), ())
         await asyncio.sleep(0.01)
         assert check(got) is job.result(0)
 
@@ -413,9 +413,9 @@ def test_a_loop_that_is_closed_before_it_has_read_all(engine: Engine) -> None:
     running = loop.run_until_complete(submit(2))
     loop.close()
     n = len(heard)
-    assert len(first.result(20).tokens) == 200
+    assert len(first.result(300).tokens) == 200
     for job in running:
-        assert job.result(20).finish_reason in ("abort", "length")
+        assert job.result(300).finish_reason in ("abort", "length")
         assert job.done
     assert len(heard) == n
     assert engine.complete([5], max_tokens=3).tokens
@@ -442,7 +442,7 @@ def test_a_text_that_was_computed_when_its_loop_was_closed_is_done(engine: Engin
         loop.run_until_complete(asyncio.sleep(0))
     job = task.result()
     loop.close()
-    assert len(job.result(20).tokens) == 9
+    assert len(job.result(300).tokens) == 9
     assert job.done
 
 
