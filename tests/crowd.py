@@ -50,13 +50,14 @@ class Client:
     async def behave(self) -> str:
         if self.manner == "look":
             path = self.random.choice(["/health", "/ready", "/props", "/v1/models", "/metrics", "/openapi.json"])
-            self.writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            self.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             return self.expect(await self.whole(), 200)
         path, body = self.ask()
         if self.manner == "wrong value":
             body["temperature"] = self.random.choice(["warm", -1, [], 1e400])
         data = b'{"prompt": ' if self.manner == "wrong JSON" else json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode()
+        lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n"
+        head = f"{lines}Connection: close\r\n\r\n".encode()
         if self.manner == "half a head":
             self.writer.write(head[: self.random.randrange(1, len(head) - 2)])
         elif self.manner == "half a body":

@@ -55,8 +55,8 @@ _ANTHROPIC_KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-# What Python calls differently than JSON does, outside of quotation marks.
-_PYTHON = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b(?:None|True|False|a dict|dicts?|tuples?)\b")
+# What Python calls differently than JSON does, outside of quotation marks and of advice such as name=False.
+_PYTHON = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![=\w])(?:None|True|False|a dict|dicts?|tuples?)\b")
 _JSON_WORDS = {
     "None": "null",
     "True": "true",
