@@ -31,7 +31,7 @@ static constexpr int32_t NO_BATCH = INT32_MIN;
     throw std::runtime_error(PYLLM_CANNOT_CHOOSE "the logits " + where + why);
 }
 
-[[noreturn]] static inline void refuse_nan(int32_t index, const float * row, size_t n) {
+static inline void refuse_nan(int32_t index, const float * row, size_t n) {
     size_t  count = 0;
     int32_t first = -1;
     for (size_t i = 0; i < n; ++i) {
@@ -39,6 +39,9 @@ static constexpr int32_t NO_BATCH = INT32_MIN;
             first = first < 0 ? (int32_t) i : first;
             ++count;
         }
+    }
+    if (count == 0) {
+        return;
     }
     refuse_row(index, "are NaN for " + std::to_string(count) + " of " + std::to_string(n) + " tokens, the first is token "
                           + std::to_string(first));
@@ -52,14 +55,14 @@ PYLLM_VECTOR static bool any_at_least(const float * row, size_t n, float value) 
     return found != 0;
 }
 
-// The candidates of a row that has `top` as its largest; false where the sampler has to see all of it.
-static inline bool collect(reach & within, const float * row, size_t n, float top) {
+// The candidates of a row; false where the sampler has to see all of it.
+static inline bool collect(reach & within, const float * row, size_t n) {
     // Those that are moved may be among the largest, and make room for as many others.
     const size_t most = within.k + within.moved.size();
     if (within.k == 0 || most > n / 4 || (!within.moved.empty() && (size_t) within.moved.back() >= n)) {
         return false;
     }
-    const float floor = most == 1 ? top : kth_largest(row, n, most);
+    const float floor = most == 1 ? row_max(row, n) : kth_largest(row, n, most);
     if (floor == NEVER) {
         return false;  // fewer are possible
     }
@@ -103,16 +106,15 @@ static inline void collect_all(reach & within, const float * row, size_t n) {
 
 // The candidates of a row, or what is wrong with it.
 static inline void collect_row(reach & within, const float * row, size_t n, int32_t index) {
-    const row_top top(row, n);
-    if (top.has_nan) {
+    if (any_nan_or_inf(row, n)) {
         refuse_nan(index, row, n);
-    }
-    if (top.value == NEVER) {
-        refuse_row(index, "are -inf for all tokens: all are forbidden");
-    }
-    if (top.value == -NEVER) {
         collect_forced(within, row, n);
-    } else if (!collect(within, row, n, top.value)) {
+        return;
+    }
+    if (!collect(within, row, n)) {
+        if (row_max(row, n) == NEVER) {
+            refuse_row(index, "are -inf for all tokens: all are forbidden");
+        }
         collect_all(within, row, n);
     }
 }

@@ -45,40 +45,14 @@ PYLLM_VECTOR static float row_max(const float * row, size_t n) {
     return best;
 }
 
-// As row_max(), and whether there is NaN in the row, which is greater than nothing.
-PYLLM_VECTOR static float row_max_nan(const float * row, size_t n, bool * has_nan) {
-    float   lanes[LANES];
-    int32_t nans[LANES] = {};
-    for (size_t j = 0; j < LANES; ++j) {
-        lanes[j] = NEVER;
+// Whether a value is NaN or plus infinity: one comparison, which both fail.
+PYLLM_VECTOR static bool any_nan_or_inf(const float * row, size_t n) {
+    int32_t found = 0;
+    for (size_t i = 0; i < n; ++i) {
+        found |= !(row[i] <= std::numeric_limits<float>::max());
     }
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        for (size_t j = 0; j < LANES; ++j) {
-            lanes[j] = row[i + j] > lanes[j] ? row[i + j] : lanes[j];
-            nans[j] |= row[i + j] != row[i + j];
-        }
-    }
-    float   best = NEVER;
-    int32_t nan  = 0;
-    for (; i < n; ++i) {
-        best = row[i] > best ? row[i] : best;
-        nan |= row[i] != row[i];
-    }
-    for (size_t j = 0; j < LANES; ++j) {
-        best = lanes[j] > best ? lanes[j] : best;
-        nan |= nans[j];
-    }
-    *has_nan = nan != 0;
-    return best;
+    return found != 0;
 }
-
-struct row_top {
-    bool  has_nan = false;
-    float value;
-
-    row_top(const float * row, size_t n) : value(row_max_nan(row, n, &has_nan)) {}
-};
 
 PYLLM_VECTOR static bool any_greater(const float * row, size_t n, float value) {
     int32_t found = 0;
