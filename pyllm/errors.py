@@ -68,6 +68,10 @@ class BackendError(PyllmError, RuntimeError):
     """A C++ exception came out of llama.cpp, or a backend could not be loaded."""
 
 
+class BackendWarning(UserWarning):
+    """A backend that was found or asked for is not in use; the text says why and what to do, and the CPU goes on."""
+
+
 class OutOfMemoryError(PyllmError, MemoryError):
     """llama.cpp could not allocate memory."""
 

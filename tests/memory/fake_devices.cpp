@@ -2,11 +2,19 @@
 // the CPU's backend. For tests of what happens where a model and a device do not go together.
 //
 //     FAKE_DEVICES=100,60    two devices, with 100 and 60 MiB
+//     FAKE_FAULT=crash       what a broken driver does when it is started: crash, exit, hang, throw, null
+//     FAKE_FAULT=...-device  the same when a device is started
+//     FAKE_MARKER=file       gets the number of each process that loads the module
 
+#include <csignal>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 #include "ggml-backend-impl.h"
 
@@ -77,7 +85,29 @@ ggml_backend_t start_cpu() {
     return cpu;
 }
 
+// True where the fault is one that the caller has to show.
+bool fail(const char * where) {
+    const char * text = getenv("FAKE_FAULT");
+    const std::string fault = text ? text : "", end = where;
+    if (fault == "crash" + end) {
+        fprintf(stderr, "the driver is broken\n");
+        raise(SIGSEGV);
+    } else if (fault == "exit" + end) {
+        _exit(3);
+    } else if (fault == "hang" + end) {
+        for (;;) {
+            pause();
+        }
+    } else if (fault == "throw" + end) {
+        throw std::runtime_error("the driver is too old");
+    }
+    return fault == "null" + end;
+}
+
 ggml_backend_t start(ggml_backend_dev_t device, const char *) {
+    if (fail("-device")) {
+        return nullptr;
+    }
     static ggml_guid guid = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
     ggml_backend_i iface = {};
     iface.get_name = [](ggml_backend_t backend) { return of(backend->device)->name.c_str(); };
@@ -131,6 +161,14 @@ void add(size_t megabytes) {
 }  // namespace
 
 extern "C" ggml_backend_reg_t ggml_backend_init(void) {
+    if (const char * file = getenv("FAKE_MARKER")) {
+        FILE * marker = fopen(file, "a");
+        fprintf(marker, "%d\n", static_cast<int>(getpid()));
+        fclose(marker);
+    }
+    if (fail("")) {
+        return nullptr;
+    }
     if (devices.empty()) {
         const char * text = getenv("FAKE_DEVICES");
         for (char * rest = const_cast<char *>(text ? text : ""); *rest;) {

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import fake_backend
 import isolated
 import pytest
 
-import pyllm
-
-ROOT = Path(__file__).parents[2]
-GGML = ROOT / "llama_cpp_src" / "llama.cpp" / "ggml"
-LIBRARIES = Path(pyllm.__file__).parent / "lib"
-COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
-
-pytestmark = [
-    pytest.mark.skipif(sys.platform != "linux", reason="compiles a shared library for Linux"),
-    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
-    pytest.mark.skipif(not (GGML / "src").is_dir(), reason="llama.cpp's sources are not there"),
-]
+pytestmark = fake_backend.NEEDED
 
 PRELUDE = """
 import sys
@@ -38,12 +24,7 @@ budget = {device.name: device.memory_free for device in gpus}
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
     """A backend with devices that are none."""
-    target = tmp_path_factory.mktemp("fake") / "libggml-fake.so"
-    command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{GGML / 'include'}", f"-I{GGML / 'src'}"]
-    command += [str(Path(__file__).with_name("fake_devices.cpp")), "-o", str(target), f"-L{LIBRARIES}"]
-    command += ["-lpyllm-ggml", "-lpyllm-ggml-base", f"-Wl,-rpath,{LIBRARIES}"]
-    subprocess.run(command, check=True, capture_output=True)
-    return target
+    return fake_backend.build(tmp_path_factory.mktemp("fake"))
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,13 @@
 """Backends and devices: what ggml can compute on (wraps the registry of ``ggml-backend.h``).
 
-Backends are modules that are loaded by explicit path from pyllm's own ``lib`` folder, and from packages
-that announce themselves under the entry point group "pyllm.backends". The folder of the executable and
+Backends are modules that are loaded by explicit path from pyllm's own ``lib`` folder, from PYLLM_BACKEND_PATH, and from
+packages that announce themselves under the entry point group "pyllm.backends". The folder of the executable and
 the current directory are never searched.
 """
 
 import os
 import threading
+import warnings
 from dataclasses import dataclass, field
 
 from libc.stdint cimport uintptr_t
@@ -123,6 +124,7 @@ class BackendInfo:
         reason: Why it was rejected; empty for a loaded one.
         devices: Names of its devices.
         features: What it was compiled for and uses, e.g. ``{"AVX2": "1"}`` (dict of str); empty where it does not say.
+        remedy: What to do about the reason, e.g. which driver to install; empty where there is no advice.
     """
 
     name: str
@@ -131,10 +133,15 @@ class BackendInfo:
     reason: str
     devices: tuple
     features: dict = field(default_factory=dict, hash=False)
+    remedy: str = ""
 
 
 def load_backends():
     """Load every backend once; later calls return at once.
+
+    PYLLM_BACKENDS ("cpu,vulkan") names those to load, PYLLM_BACKEND_PATH further files and folders. A module for other
+    devices than the CPU that was not seen on this machine before is tried in a child process first. One that cannot be
+    used is a BackendWarning, and the CPU goes on.
 
     Raises:
         BackendError: Not even a CPU backend could be loaded, or PYLLM_CPU_VARIANT names one that cannot run here.
@@ -149,8 +156,7 @@ def load_backends():
         if _loaded:
             return
         log.refresh()
-        _load_own()
-        _load_plugins()
+        texts = _load_modules()
         if lib.ggml_backend_dev_by_type(lib.GGML_BACKEND_DEVICE_TYPE_CPU) == NULL:
             raise errors.BackendError(
                 f"no CPU backend could be loaded from {discover.library_folder()!r}; "
@@ -160,15 +166,41 @@ def load_backends():
         guard.enter()
         llama.llama_backend_init()
         _loaded = True
+    for text in texts:
+        warnings.warn(text, errors.BackendWarning, stacklevel=2)
 
 
-cdef _load_own():
-    """Load our own modules: of those for the CPU the best one, or the one that PYLLM_CPU_VARIANT names."""
-    cdef string failure
-    own = discover.own_modules()
-    cpus = [module for module in own if module.name.startswith("cpu")]
-    scores, reasons = {}, {}
+cdef list _load_modules():
+    """Load all modules that are wanted, and of those for the CPU the best one; the texts to warn with."""
+    own, others = discover.own_modules(), discover.other_modules()
+    found, texts = discover.select([*own, *others])
+    cpus = found[:len(own)]
+    cpus = [module for module in cpus if module.kind == "cpu"]
+    best, rejected = _best_cpu(cpus)
+    # ggml lists devices in this order, and a GPU goes before the CPU.
+    devices = [module for module in found if module not in cpus]
+    if devices:
+        from pyllm.backends import loading  # late: without such modules it need not be imported
+
+        outcome = loading.load(devices, _load_file)
+        rejected = [*outcome.rejected, *rejected]
+        texts += outcome.warnings
     for module in cpus:
+        if module.name == best:
+            reason = _load_file(module.path)
+            if reason:
+                rejected.append(module.rejected(reason))
+    _rejected[:] = [
+        BackendInfo(module.name, False, module.path, module.reason, (), remedy=module.remedy) for module in rejected
+    ]
+    return texts
+
+
+cdef tuple _best_cpu(list modules):
+    """The name of the module for this processor, or the one that PYLLM_CPU_VARIANT names; the others, rejected."""
+    cdef string failure
+    scores, reasons = {}, {}
+    for module in modules:
         failure.clear()
         guard.enter()
         scores[module.name] = module_score(os.fsencode(module.path), failure)
@@ -177,35 +209,19 @@ cdef _load_own():
         elif scores[module.name] == 0:
             reasons[module.name] = "the processor lacks instructions that it needs"
     best = discover.best_cpu(scores, os.environ.get("PYLLM_CPU_VARIANT"))
-    # ggml lists devices in this order, and a GPU goes before the CPU.
-    for module in own:
-        if module not in cpus:
-            _load_module(module)
-    for module in cpus:
-        if module.name == best:
-            _load_module(module)
-        else:
+    rejected = []
+    for module in modules:
+        if module.name != best:
             reason = f"{best} is in use (score {scores.get(best)}, this one {scores[module.name]})"
-            reason = reasons.get(module.name, reason)
-            _rejected.append(BackendInfo(module.name, False, module.path, reason, ()))
+            rejected.append(module.rejected(reasons.get(module.name, reason)))
+    return best, rejected
 
 
-cdef _load_plugins():
-    for plugin in discover.plugins():
-        if plugin.reason:
-            _rejected.append(BackendInfo(plugin.name, False, plugin.path, plugin.reason, ()))
-        else:
-            _load_module(plugin)
-
-
-cdef bint _load_module(module) except -1:
-    """Load the backend of one file; False, with an entry in the list of rejected ones, if that fails."""
-    cdef lib.ggml_backend_reg_t registered = _load(module.path)
-    if registered == NULL:
-        reason = "; ".join(guard.take_log()) or "ggml_backend_load failed"
-        _rejected.append(BackendInfo(module.name, False, module.path, reason, ()))
-        return False
-    return True
+def _load_file(path):
+    """Load the backend of one file; the reason, where that fails, or an empty text."""
+    if _load(path) != NULL:
+        return ""
+    return "; ".join(guard.take_log()) or "ggml_backend_load failed"
 
 
 cdef lib.ggml_backend_reg_t _load(path) except? NULL:
@@ -234,13 +250,53 @@ def load_backend(path):
 
     Wraps ``ggml_backend_load``.
     """
+    return (<bytes> lib.ggml_backend_reg_name(_load_checked(path))).decode()
+
+
+cdef lib.ggml_backend_reg_t _load_checked(path) except NULL:
     load_backends()
     cdef lib.ggml_backend_reg_t registered = _load(path)
     if registered == NULL:
         raise errors.BackendError(
             f"the backend {str(path)!r} could not be loaded", function="ggml_backend_load", log=guard.take_log()
         )
-    return (<bytes> lib.ggml_backend_reg_name(registered)).decode()
+    return registered
+
+
+def start_devices(path):
+    """Load one more backend module and start each of its devices once.
+
+    Args:
+        path: The shared library.
+
+    Returns:
+        list[str]: Names of the devices. A backend whose devices are on other machines (RPC) may have none.
+
+    Raises:
+        BackendError: It could not be loaded, it has no device, or one of them could not be started.
+
+    Wraps ``ggml_backend_load`` and ``ggml_backend_dev_init``.
+    """
+    cdef lib.ggml_backend_t started
+    cdef lib.ggml_backend_dev_t device
+    cdef lib.ggml_backend_reg_t registered = _load_checked(path)
+    cdef size_t i
+    names = []
+    guard.enter()
+    for i in range(lib.ggml_backend_reg_dev_count(registered)):
+        device = lib.ggml_backend_reg_dev_get(registered, i)
+        names.append((<bytes> lib.ggml_backend_dev_name(device)).decode("utf-8", "replace"))
+        with nogil:
+            started = lib.ggml_backend_dev_init(device, NULL)
+        if started == NULL:
+            raise errors.BackendError(
+                f"the device {names[-1]!r} could not be started", function="ggml_backend_dev_init", log=guard.take_log()
+            )
+        with nogil:
+            lib.ggml_backend_free(started)
+    if not names and lib.ggml_backend_reg_get_proc_address(registered, b"ggml_backend_rpc_add_server") == NULL:
+        raise errors.BackendError("it finds no device on this machine", log=guard.take_log())
+    return names
 
 
 def backends():
