@@ -10,7 +10,7 @@ from pyllm.core.tap cimport tap
 from pyllm.includes cimport llama as lib
 
 
-cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/interrupt.hpp" namespace "pyllm" nogil:
     cdef cppclass interrupt:
         bool (*poll)(void * owner) noexcept
         bool (*is_finalizing)() noexcept

@@ -3,7 +3,7 @@
 from libcpp.atomic cimport atomic
 
 
-cdef extern from "resource.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/resource.hpp" namespace "pyllm" nogil:
     cdef cppclass mutex:
         mutex()
         bint try_lock()
