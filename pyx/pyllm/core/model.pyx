@@ -15,7 +15,7 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
-from pyllm.core.model_source cimport ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
+from pyllm.core.model_source cimport AddressSource, ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
 from pyllm.includes cimport gguf
 from pyllm.includes cimport llama as lib
 
@@ -215,6 +215,30 @@ cdef class Model:
         """
         return cls(ArraySource(metadata, tensors), **arguments)
 
+    @classmethod
+    def from_address(cls, address, *, owned=False, owner=None, **arguments):
+        """Wrap a model that C code has loaded with the llama.cpp of this process.
+
+        Args:
+            address: Address of the ``llama_model`` (int). It cannot be checked: any other address ends the process.
+            owned: Free the model with the Python object. Else the caller frees it, after this object was closed and
+                everything that was made of it.
+            owner: An object that is kept alive as long as this one, for example the one that frees the model.
+            **arguments: ``vocab_only`` and ``no_alloc``, if it was loaded so. Others mean nothing here.
+
+        Raises:
+            InvalidArgumentError: The address is NULL, or cannot be one.
+        """
+        unknown = set(arguments) - {"vocab_only", "no_alloc"}
+        if unknown:
+            raise errors.InvalidArgumentError(f"a model that is loaded already takes no {', '.join(sorted(unknown))}")
+        self = <Model> cls(AddressSource(address), **arguments)
+        self.borrowed = not owned
+        self.owner = owner
+        # Whether its weights were repacked is not known.
+        self.extra_bufts = True
+        return self
+
     def save(self, path):
         """Write the model as a GGUF file. A file that is there is replaced when the new one is complete.
 
@@ -296,7 +320,7 @@ cdef class Model:
     def __dealloc__(self):
         cdef lib.llama_model * ptr = self.ptr
         self.ptr = NULL
-        if ptr != NULL:
+        if ptr != NULL and not self.borrowed:
             guard.set_quiet(True)
             lib.llama_model_free(ptr)
             guard.set_quiet(False)

@@ -3,13 +3,14 @@
 What is behind ``Model.from_splits``, ``Model.from_file`` and ``Model.from_arrays``.
 """
 
+import operator
 import os
 
 import numpy as np
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdio cimport FILE
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -73,6 +74,20 @@ cdef class ModelSource:
 
     cdef int check(self) except -1:
         return 0
+
+
+cdef class AddressSource(ModelSource):
+    """A model that C code has loaded."""
+
+    def __init__(self, address):
+        address = operator.index(address)
+        if not 4096 <= address < 1 << 64 or address % sizeof(void *):
+            raise errors.InvalidArgumentError(f"{address:#x} is no address of a llama_model")
+        self.ptr = <lib.llama_model *> <uintptr_t> address
+        self.name = f"llama_model at {address:#x}"
+
+    cdef lib.llama_model * load(self, lib.llama_model_params * params) except? NULL:
+        return self.ptr
 
 
 cdef class SplitSource(ModelSource):
