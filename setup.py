@@ -38,6 +38,9 @@ EXTRAS: dict[str, dict[str, list[str]]] = {
     "pyllm.core.speculative": WITH_COMMON,
 }
 
+# Declarations of llama.cpp's C++ headers in common/, which are not shipped, and what is declared with them.
+PRIVATE = {"chat", "common", "fit", "json_schema_to_grammar", "speculative", "speculative_generation"}
+
 # One binary serves CPython 3.11 and every later one, except for free-threaded builds, which have no stable ABI.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
 ABI = str(sysconfig.get_config_var("SOABI")) if FREE_THREADED else "abi3"
@@ -118,7 +121,7 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
         settings = [vars(extension) for extension in self.extensions]
         empty_unless(self.work, json.dumps(settings, default=str))
         # A header that changes is no setting, but all that includes it is compiled again.
-        headers = [str(path) for path in (*PYX.rglob("*.hpp"), *self.cmake.headers().values())]
+        headers = [str(path) for path in (*PYX.rglob("*.h"), *PYX.rglob("*.hpp"), *self.cmake.headers().values())]
         for extension in self.extensions:
             extension.depends = headers
 
@@ -169,14 +172,18 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
         for extension in () if self.inplace else self.extensions:
             file = self.get_ext_filename(extension.name)
             copy(Path(self.build_lib, file), self.destination / file)
-        for path in (*PYX.rglob("*.pxd"), *PYX.rglob("*.hpp")):
-            copy(path, self.destination / path.relative_to(PYX))
-        for folder, files in (("include", self.cmake.headers()), ("lib", self.cmake.shipped())):
+        for path in PYX.rglob("*.pxd"):
+            if path.stem not in PRIVATE:
+                copy(path, self.destination / path.relative_to(PYX))
+        # One folder for the C compiler: the .pxd files name headers of llama.cpp and our own.
+        headers = {path.relative_to(PYX).as_posix(): path for path in PYX.rglob("*.hpp")} | self.cmake.headers()
+        headers["pyllm_api.h"] = PYX / "pyllm/core/pyllm_api.h"
+        for folder, files in (("include", headers), ("lib", self.cmake.shipped())):
             for name, path in files.items():
                 copy(path, package / folder / name)
             # A library that an earlier build with other settings left would be found and loaded.
-            for path in (package / folder).iterdir():
-                if path.name not in files:
+            for path in (package / folder).rglob("*"):
+                if path.is_file() and path.relative_to(package / folder).as_posix() not in files:
                     path.unlink()
         (package / "_build.json").write_text(json.dumps(self.cmake.describe(), indent=1) + "\n", encoding="utf-8")
         print(f"pyllm: built in {package}", flush=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pyllm.core.sampler import Chain
     from pyllm.core.vocab import Vocab
     from pyllm.errors import PyllmError
+    from pyllm.linking import build_info, get_include, get_libraries, get_library_dir
     from pyllm.llama import Llama
     from pyllm.params import ContextParams, ModelParams, SamplingParams
     from pyllm.types import Chunk, Completion, Timings, Usage
@@ -50,6 +51,11 @@ _MODULES = {
     "Message": "pyllm.chat.types",
     "Timings": "pyllm.types",
     "PyllmError": "pyllm.errors",
+    "_C_API": "pyllm.core.c_api",
+    "build_info": "pyllm.linking",
+    "get_include": "pyllm.linking",
+    "get_libraries": "pyllm.linking",
+    "get_library_dir": "pyllm.linking",
 }
 _SUBMODULES = {
     "compat",
@@ -79,7 +85,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *_SUBMODULES})
+    return sorted({*globals(), *_MODULES, *_SUBMODULES} - {"_C_API"})
 
 
 __all__ = [
@@ -102,5 +108,9 @@ __all__ = [
     "Usage",
     "Vocab",
     "__version__",
+    "build_info",
     "errors",
+    "get_include",
+    "get_libraries",
+    "get_library_dir",
 ]

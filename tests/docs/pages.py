@@ -8,7 +8,7 @@ runs the Python blocks of a page in order, in one namespace. Comments in the pag
     <!-- with: a b -->        the block needs a server and these packages, and is run by test_clients.py
     <!-- prints -->           a ```text block: exactly what the Python block before it has printed; ... stands for
                               anything, as in doctests
-    <!-- quote: some/file --> every line of the block stands in that file, in this order
+    <!-- quote: some/file --> every line of the block stands in that file, in this order; it is not run
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Block:
     @property
     def runs(self) -> bool:
         """Whether the block runs with the others of its page."""
-        return self.note != "not run" and not self.packages
+        return self.note != "not run" and not self.note.startswith("quote:") and not self.packages
 
 
 def blocks(page: Path) -> Iterator[Block]:

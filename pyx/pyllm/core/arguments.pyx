@@ -3,7 +3,7 @@
 import math
 import operator
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uintptr_t
 
 from pyllm import errors
 
@@ -21,6 +21,13 @@ cdef float number(value, str name, double low=-math.inf, double high=math.inf) e
     if math.isnan(checked) or checked < low or checked > high:
         raise errors.InvalidArgumentError(f"{name} must be a number from {low} to {high}, not {value}")
     return checked
+
+
+cdef uintptr_t pointer(value, str what) except? 0:
+    address = operator.index(value)
+    if not 4096 <= address < 1 << 8 * sizeof(void *) or address % sizeof(void *):
+        raise errors.InvalidArgumentError(f"{address:#x} cannot be the address of {what}")
+    return address
 
 
 cdef bytes c_text(value, str what):

@@ -7,7 +7,7 @@ from pyllm.includes cimport llama as lib
 from pyllm.includes._translate cimport translate
 
 
-cdef extern from "choose.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/choose.hpp" namespace "pyllm" nogil:
     int32_t choose(
         lib.llama_sampler * sampler, lib.llama_context * context, int32_t index, reach & within
     ) except +translate

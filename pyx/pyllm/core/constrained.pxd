@@ -9,7 +9,7 @@ from pyllm.includes cimport llama as lib
 from pyllm.includes._translate cimport translate
 
 
-cdef extern from "constrained.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/constrained.hpp" namespace "pyllm" nogil:
     cdef cppclass token_table:
         pass
     ctypedef shared_ptr[const token_table] token_table_ptr

@@ -11,7 +11,7 @@ from pyllm.core.view cimport OutputMemory
 from pyllm.includes cimport llama as lib
 
 
-cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/interrupt.hpp" namespace "pyllm" nogil:
     cdef cppclass interrupt:
         bool (*poll)(void * owner) noexcept
         bool (*is_finalizing)() noexcept
@@ -26,6 +26,8 @@ cdef extern from "interrupt.hpp" namespace "pyllm" nogil:
 
 
 cdef class Context(ContextSettings):
+    cdef bint borrowed                    # C code owns ptr, and frees it
+    cdef object owner                     # kept alive for a context that is borrowed: what owns ptr
     cdef interrupt stop                   # what llama.cpp asks between graph nodes
     cdef tap tap_                         # what reads and writes tensors of the graph; see core.capture
     cdef readonly bint capture            # whether llama.cpp calls it
@@ -63,6 +65,7 @@ cdef class Context(ContextSettings):
     cdef int32_t n_seq_max_
     cdef int unapplied                    # what the next decode does to the memory first, see core.memory
 
+    cdef int free_now(self) except -1
     cdef int _read_constants(self, ContextArguments arguments) except -1
     cdef int _run(self, Batch batch, bint encode) except -1
     cdef int _check_batch(self, Batch batch, bint encode) except -1

@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int8_t, int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t, uintptr_t
 from libc.string cimport memcpy
 from libcpp cimport bool
 
@@ -13,7 +13,7 @@ import numpy as np
 from pyllm import enums, errors
 from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard, log
-from pyllm.core.arguments cimport int32
+from pyllm.core.arguments cimport int32, pointer
 from pyllm.core.adapter cimport apply_adapters, apply_control_vector, remove_adapter
 from pyllm.core.batch cimport Batch
 from pyllm.core.batch_ext cimport BatchExt, process_batch
@@ -38,11 +38,16 @@ cdef extern from "outputs.hpp" namespace "pyllm" nogil:
     bool has_nextn(lib.llama_context * context)
     bool has_nextn_of_all(lib.llama_context * context)
     int32_t output_count(lib.llama_context * context)
+    void read_params(lib.llama_context * context, lib.llama_context_params & params)
     ggml_backend_buffer_t take_output_buffer(lib.llama_context * context) except +
     void keep_outputs(lib.llama_context * context, const int8_t * wanted, int32_t n_tokens) except +
 
 cdef extern from "pooling.hpp" namespace "pyllm" nogil:
     int32_t first_split(const lib.llama_batch & batch, int32_t n_ubatch, bool unified, bool recurrent) except +
+
+
+# What Context.from_address hands to __cinit__. Between the two no other code runs.
+cdef lib.llama_context * _adopted = NULL
 
 
 cdef bool poll(void * owner) noexcept nogil:
@@ -132,6 +137,9 @@ cdef class Context(ContextSettings):
         offload_kqv=None, no_perf=None, op_offload=None, swa_full=None, kv_unified=None, abort_callback=None,
         samplers=None, bint capture=False, bint poison_stale=False,
     ):
+        global _adopted
+        cdef lib.llama_context * adopted = _adopted
+        _adopted = NULL
         cdef int32_t c_reserve_outputs = int32(reserve_outputs, "reserve_outputs")
         self.ptr = NULL
         self.model = model
@@ -173,26 +181,70 @@ cdef class Context(ContextSettings):
         guard.enter()
         cdef lib.llama_model * c_model = model.use()
         try:
-            with nogil:
-                self.ptr = lib.llama_init_from_model(c_model, arguments.c)
-            error.not_null(
-                self.ptr, "llama_init_from_model", errors.ContextError,
-                f"no context could be made for {model.path!r} with n_ctx={n_ctx}, n_seq_max={arguments.c.n_seq_max}",
-            )
-            self._attach_pool()
+            if adopted == NULL:
+                with nogil:
+                    self.ptr = lib.llama_init_from_model(c_model, arguments.c)
+                error.not_null(
+                    self.ptr, "llama_init_from_model", errors.ContextError,
+                    f"no context could be made for {model.path!r} with n_ctx={n_ctx}, "
+                    f"n_seq_max={arguments.c.n_seq_max}",
+                )
+                self._attach_pool()
+            else:
+                self.borrowed = True  # until from_address() knows better
+                self.ptr = adopted
+                read_params(self.ptr, arguments.c)
+                lib.llama_set_abort_callback(self.ptr, interrupt.callback, &self.stop)
             self._read_constants(arguments)  # fails when the model was closed meanwhile
             for seq_id, chain in dict(samplers or {}).items():
                 attach_sampler(self, int32(seq_id, "a sequence id"), chain)
             model._register(self)
         except BaseException:
-            if self.ptr != NULL:
-                lib.llama_free(self.ptr)  # now, while the model is still there
-                self.ptr = NULL
+            self.free_now()  # while the model is still there
             raise
         finally:
             model.done()
         if reserve_outputs:
             make_room(self, c_reserve_outputs)
+
+    @classmethod
+    def from_address(cls, Model model not None, address, *, owned=False, owner=None):
+        """Wrap a context that C code has made with the llama.cpp of this process.
+
+        Its abort callback is replaced: :meth:`abort` and Ctrl-C work. Outputs that it has can be read.
+
+        Args:
+            model: The model that it was made for; see :meth:`pyllm.core.model.Model.from_address`.
+            address: Address of the ``llama_context`` (int). It cannot be checked: any other address ends the process.
+            owned: Free the context with the Python object. Else the caller frees it, after this object was closed.
+            owner: An object that is kept alive as long as this one, for example the one that frees the context.
+
+        Raises:
+            InvalidArgumentError: The address cannot be one, or the context was made for another model.
+
+        Wraps ``llama_get_model``.
+        """
+        global _adopted
+        cdef uintptr_t c_address = pointer(address, "a llama_context")
+        if <const lib.llama_model *> model.require() != lib.llama_get_model(<lib.llama_context *> c_address):
+            raise errors.InvalidArgumentError(f"the context at {address:#x} was made for another model than {model!r}")
+        _adopted = <lib.llama_context *> c_address
+        self = <Context> cls.__new__(cls, model)
+        self.borrowed = not owned
+        self.owner = owner
+        self.n_outputs = output_count(self.ptr)
+        return self
+
+    cdef int free_now(self) except -1:
+        """Free the context, or let go of one that C code owns."""
+        cdef lib.llama_context * ptr = self.ptr
+        self.ptr = NULL
+        if ptr != NULL and self.borrowed:
+            lib.llama_set_abort_callback(ptr, NULL, NULL)  # ours goes with this object
+        elif ptr != NULL:
+            with nogil:
+                lib.llama_free(ptr)
+        return 0
 
     cdef int _read_constants(self, ContextArguments arguments) except -1:
         cdef lib.llama_model * c_model = self.model.require()
@@ -219,7 +271,10 @@ cdef class Context(ContextSettings):
             guard.set_quiet(True)
             if self.output_memory.views.load() > 0:
                 self.output_memory.buffer = take_output_buffer(ptr)
-            lib.llama_free(ptr)
+            if self.borrowed:
+                lib.llama_set_abort_callback(ptr, NULL, NULL)
+            else:
+                lib.llama_free(ptr)
             guard.set_quiet(False)
 
     def close(self):
@@ -230,7 +285,6 @@ cdef class Context(ContextSettings):
 
         Wraps ``llama_free``.
         """
-        cdef lib.llama_context * ptr
         if self.ptr == NULL or self._abandon():
             return
         self.acquire()
@@ -240,13 +294,9 @@ cdef class Context(ContextSettings):
             self._expire(errors.ClosedError, "the context has been closed; keep a .copy() of what you need later")
             if self.output_memory.views.load() > 0:
                 self.give_up_buffer()
-            ptr = self.ptr
-            self.ptr = NULL  # before the GIL is released: nobody else reads it any more
-            if ptr == NULL:
-                return
             guard.enter()
-            with nogil:
-                lib.llama_free(ptr)
+            self.free_now()
+            self.owner = None
             self.pool = None
             self.pool_lock = NULL
             self.old_pools = []

@@ -11,7 +11,7 @@ from pyllm.core.vocab cimport Vocab
 from pyllm.includes cimport llama as lib
 
 
-cdef extern from "token_list.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/token_list.hpp" namespace "pyllm" nogil:
     cdef cppclass token_list:
         void push_back(int32_t token)
         int32_t back()

@@ -18,6 +18,8 @@ cdef class Model:
     cdef object contexts             # WeakSet: closing the model closes them first
     cdef object adapters             # WeakSet: they are closed next
     cdef object _vocab
+    cdef bint borrowed               # C code owns ptr, and frees it
+    cdef object owner                # kept alive for a model that is borrowed: what owns ptr
     cdef object __weakref__
 
     cdef int _check_metadata(self) except -1

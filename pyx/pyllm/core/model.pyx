@@ -15,7 +15,7 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
-from pyllm.core.model_source cimport ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
+from pyllm.core.model_source cimport AddressSource, ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
 from pyllm.includes cimport gguf
 from pyllm.includes cimport llama as lib
 
@@ -127,6 +127,7 @@ cdef class Model:
             self.origin = os.path.abspath(self.path)
         else:
             self.path = source.name
+            self.borrowed = isinstance(source, AddressSource)  # until from_address() knows better
             self.origin = source if isinstance(source, SplitSource) else None
         _backend.load_backends()
 
@@ -225,6 +226,30 @@ cdef class Model:
         """
         return cls(ArraySource(metadata, tensors), **arguments)
 
+    @classmethod
+    def from_address(cls, address, *, owned=False, owner=None, **arguments):
+        """Wrap a model that C code has loaded with the llama.cpp of this process.
+
+        Args:
+            address: Address of the ``llama_model`` (int). It cannot be checked: any other address ends the process.
+            owned: Free the model with the Python object. Else the caller frees it, after this object was closed and
+                everything that was made of it.
+            owner: An object that is kept alive as long as this one, for example the one that frees the model.
+            **arguments: ``vocab_only`` and ``no_alloc``, if it was loaded so. Others mean nothing here.
+
+        Raises:
+            InvalidArgumentError: The address is NULL, or cannot be one.
+        """
+        unknown = set(arguments) - {"vocab_only", "no_alloc"}
+        if unknown:
+            raise errors.InvalidArgumentError(f"a model that is loaded already takes no {', '.join(sorted(unknown))}")
+        self = <Model> cls(AddressSource(address), **arguments)
+        self.borrowed = not owned
+        self.owner = owner
+        # Whether its weights were repacked is not known.
+        self.extra_bufts = True
+        return self
+
     def __reduce__(self):
         # Pickled by path and arguments: unpickling loads the file again. A progress_callback is left out.
         self.require()
@@ -317,7 +342,7 @@ cdef class Model:
     def __dealloc__(self):
         cdef lib.llama_model * ptr = self.ptr
         self.ptr = NULL
-        if ptr != NULL:
+        if ptr != NULL and not self.borrowed:
             guard.set_quiet(True)
             lib.llama_model_free(ptr)
             guard.set_quiet(False)
@@ -374,8 +399,10 @@ cdef class Model:
         except BaseException:
             self.ptr = ptr
             raise
-        with nogil:
-            lib.llama_model_free(ptr)
+        if not self.borrowed:
+            with nogil:
+                lib.llama_model_free(ptr)
+        self.owner = None
 
     def __enter__(self):
         return self

@@ -29,5 +29,10 @@ cdef class ArraySource(ModelSource):
     cdef set used
     cdef list missing
 
+
+cdef class AddressSource(ModelSource):
+    cdef lib.llama_model * ptr
+
+
 # Refuses weights of a type that no matrix multiplication knows. Frees `file`; NULL is not looked at.
 cdef int check_tensor_types(gguf.gguf_context * file, str path) except -1

@@ -9,7 +9,7 @@ import numpy as np
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.stdio cimport FILE
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -17,7 +17,7 @@ from libc.string cimport memset
 from pyllm import errors
 from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
-from pyllm.core.arguments cimport c_text, int32
+from pyllm.core.arguments cimport c_text, int32, pointer
 from pyllm.core.gguf_values cimport c_string, set_value
 from pyllm.core.streams cimport Stream, open_stream
 from pyllm.core.tensor_types cimport tensor_data, tensor_type
@@ -76,6 +76,17 @@ cdef class ModelSource:
 
     cdef int check(self) except -1:
         return 0
+
+
+cdef class AddressSource(ModelSource):
+    """A model that C code has loaded."""
+
+    def __init__(self, address):
+        self.ptr = <lib.llama_model *> <uintptr_t> pointer(address, "a llama_model")
+        self.name = f"llama_model at {address:#x}"
+
+    cdef lib.llama_model * load(self, lib.llama_model_params * params) except? NULL:
+        return self.ptr
 
 
 cdef class SplitSource(ModelSource):

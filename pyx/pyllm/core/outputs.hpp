@@ -52,6 +52,13 @@ static inline bool has_nextn_of_all(llama_context * context) {
     return has_nextn(context) && !(context->*member(cparams_{})).embeddings_nextn_masked;
 }
 
+// How a context of another maker was set up, as far as it tells.
+static inline void read_params(llama_context * context, llama_context_params & params) {
+    const auto & cparams = context->*member(cparams_{});
+    params.embeddings = cparams.embeddings;
+    params.kv_unified = cparams.kv_unified;
+}
+
 static inline int32_t output_count(llama_context * context) {
     return (int32_t) (context->*member(n_outputs_{}));
 }

@@ -1,7 +1,7 @@
 """The base of every object that owns C memory."""
 
 
-cdef extern from "resource.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/resource.hpp" namespace "pyllm" nogil:
     cdef cppclass mutex:
         mutex()
         bint try_lock()

@@ -9,7 +9,7 @@ from pyllm.core.rows cimport one_row
 from pyllm.includes cimport llama as lib
 
 
-cdef extern from "round.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/round.hpp" namespace "pyllm" nogil:
     cdef cppclass round_flag:
         void set()
         void clear()

@@ -8,7 +8,7 @@ from pyllm.core.resource cimport Resource
 from pyllm.includes cimport llama as lib
 
 
-cdef extern from "reach.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/reach.hpp" namespace "pyllm" nogil:
     cdef cppclass reach:
         size_t k
         vector[int32_t] moved

@@ -9,7 +9,7 @@ from libcpp.vector cimport vector
 from pyllm.includes.ggml cimport ggml_tensor
 
 
-cdef extern from "tap.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/tap.hpp" namespace "pyllm" nogil:
     cdef cppclass tap:
         cppclass node:
             string name

@@ -5,7 +5,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 
-cdef extern from "text_stream.hpp" namespace "pyllm" nogil:
+cdef extern from "pyllm/core/text_stream.hpp" namespace "pyllm" nogil:
     cdef cppclass text_stream:
         void set_stops(const vector[string] & values)
         bool append(const char * data, size_t size)
