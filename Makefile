@@ -6,6 +6,7 @@
 #   make bench     pyllm beside llama.cpp's own programs
 #   make asan      the tests of all that is C++ under the address sanitizer
 #   make docs      the documentation site, in build/site
+#   make lowest    tests with the lowest versions that pyproject.toml declares, in an environment of their own
 #   make wheel     the source archive, and a portable wheel made from it
 #   make clean     remove what is quick to make again; llama.cpp's own build folders stay
 
@@ -55,11 +56,11 @@ SOURCES := $(shell find pyx -type f 2>/dev/null) setup.py llama_cpp_src/PIN.toml
 
 step = @printf '\n==> %s\n' "$(1)"
 
-.PHONY: run test test-all lint bench asan wheel docs tools build fetch clean help
+.PHONY: run test test-all lint bench asan lowest wheel docs tools build fetch clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
 
 $(PY):
 	$(call step,creating the environment $(VENV))
@@ -155,6 +156,20 @@ asan: build $(STAMPS)/environment-tests
 	@PYLLM_SANITIZE=address $(PY) setup.py -q build --build-lib build/asan
 	$(call step,tests under the address sanitizer)
 	@scripts/asan $(PY) build/asan $(ASAN_TESTS) $(PYTEST_ARGS)
+
+# llm and lm-eval are left out: their own dependencies take longer to install than all the rest. That an old version uses a
+# deprecated name of another package is no failure.
+LOWEST ?= build/lowest
+DECLARED := .github/requirements/declared.py
+lowest: build
+	$(call step,installing the lowest declared versions into $(LOWEST))
+	@$(PY) $(DECLARED) all test > build/lowest-requirements.txt
+	@$(PY) $(DECLARED) --lowest all test > build/lowest-constraints.txt
+	@[ -e $(LOWEST)/bin/python ] || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install --quiet --progress-bar off \
+		--constraint build/lowest-constraints.txt --requirement build/lowest-requirements.txt
+	$(call step,tests with the lowest declared versions)
+	@PYTHONPATH=$(CURDIR) $(LOWEST)/bin/python -m pytest -m "not slow" -W default::DeprecationWarning $(PYTEST_ARGS)
 
 # From the source archive, as cibuildwheel does it, so that the archive is known to be whole.
 wheel: $(STAMPS)/environment-tests
