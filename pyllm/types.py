@@ -243,6 +243,11 @@ class Completion(Shaped):
     def __str__(self) -> str:
         return self.text
 
+    def _repr_html_(self) -> str:
+        from pyllm import notebook  # only here: needed in notebooks alone
+
+        return notebook.completion(self)
+
     def to_dict(self) -> dict[str, Any]:
         """In the shape of OpenAI's API."""
         return {

@@ -293,6 +293,11 @@ class ChatCompletion(Shaped):
     def __str__(self) -> str:
         return self.text
 
+    def _repr_html_(self) -> str:
+        from pyllm import notebook  # only here: needed in notebooks alone
+
+        return notebook.chat(self)
+
     def to_dict(self) -> dict[str, Any]:
         """In the shape of OpenAI's API."""
         return {
