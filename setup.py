@@ -45,6 +45,7 @@ LIMITED = {} if FREE_THREADED else {"py_limited_api": True, "define_macros": [("
 DIRECTIVES = {
     "language_level": 3,
     "binding": True,
+    "auto_pickle": False,  # what can be pickled says so itself
     "freethreading_compatible": FREE_THREADED,
 }
 

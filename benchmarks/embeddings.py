@@ -42,7 +42,7 @@ def by_hand(model: Model, threads: int, texts: list[str]) -> Callable[[], np.nda
             rows.extend(context.embeddings_seq(i) for i in range(n_seq))
 
         for text in texts:
-            tokens = model.vocab.tokenize(text)
+            tokens = model.vocab.tokenize_array(text)
             if len(batch) + len(tokens) > 512 or n_seq == 64:
                 flush()
                 n_seq = 0

@@ -48,7 +48,7 @@ def of_engine(texts: list[str], n_ctx: int, n_gen: int, threads: int, processor:
         return None
 
     with Engine(hub.DEFAULT_MODEL, n_parallel=len(texts), n_ctx=n_ctx, n_threads=threads) as engine:
-        forbidden = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+        forbidden = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
         engine.complete("hello", max_tokens=2)
         started = time.perf_counter()
         found = engine.generate(

@@ -67,7 +67,7 @@ def their_grammar_text(model: Path, file: Path, *, n_gen: int, threads: int, n_c
 def grammar_costs(args: argparse.Namespace) -> dict[str, float]:
     """What a grammar adds: the ratio of times with and without one, and milliseconds of single choices."""
     llm = Llama(args.model, n_ctx=args.n_ctx, n_threads=args.threads)
-    never = {int(token): float("-inf") for token in llm.vocab.eog_tokens}
+    never = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
 
     def ms_of_a_token(**arguments: object) -> float:
         completion = llm(PROMPT, max_tokens=args.n_gen, temperature=0, **arguments)  # type: ignore[call-overload]

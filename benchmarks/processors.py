@@ -56,7 +56,7 @@ def processors(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
         with Llama(str(path), n_ctx=512, n_threads=args.threads) as llm:
-            eog = {int(token): -np.inf for token in llm.vocab.eog_tokens}
+            eog = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
             n = 256
 
             def once(processor: Callable[..., None] | None) -> float:

@@ -232,7 +232,7 @@ class Workload:
 def measure(args: argparse.Namespace, n_clients: int) -> dict[str, object]:
     """All rounds with so many clients; what they gave."""
     with Model(hub.resolve(args.model), vocab_only=True) as model:
-        banned = [int(token) for token in model.vocab.eog_tokens]
+        banned = model.vocab.eog_tokens
     n_slots = n_clients + bool(args.intruder_words)
     longest = args.shared_words + args.words + args.intruder_words
     n_ctx = n_slots * (longest * 3 // 2 + args.n_gen + 64)

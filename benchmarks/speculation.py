@@ -138,7 +138,7 @@ def _texts(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def _arguments(engine: Engine, args: argparse.Namespace) -> dict[str, Any]:
-    forbidden = {int(token): -math.inf for token in engine.vocab.eog_tokens}
+    forbidden = dict.fromkeys(engine.vocab.eog_tokens, -math.inf)
     return {"max_tokens": args.n_gen, "temperature": 0, "cache_prompt": False, "logit_bias": forbidden}
 
 

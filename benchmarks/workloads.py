@@ -100,7 +100,7 @@ def perplexity_of_a_text(args: argparse.Namespace) -> dict[str, float]:
     )
     context.decode(Batch.from_arrays([0, 0]))  # llama-perplexity warms up like this
     context.synchronize()
-    tokens = model.vocab.tokenize(text)
+    tokens = model.vocab.tokenize_array(text)
     started = time.perf_counter()
     result = perplexity(context, tokens, n_ctx=args.n_ctx)
     seconds = time.perf_counter() - started
@@ -131,7 +131,7 @@ def costs(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = tiny_models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
         llm = Llama(str(path), n_ctx=512, n_threads=args.threads)
-        eog = {int(token): -np.inf for token in llm.vocab.eog_tokens}
+        eog = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
         n = 256
 
         def identity(ids: np.ndarray, logits: np.ndarray) -> None:

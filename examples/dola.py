@@ -52,7 +52,7 @@ def main() -> None:
         norm, head = (file.tensor(f"{name}.weight", dequantize=True) for name in ("output_norm", "token_embd"))
     prompt = sys.argv[1] if len(sys.argv) > 1 else "Penguins are birds that"
     with Model(path) as model, Context(model, n_ctx=512, capture=True) as ctx:
-        tokens = write(ctx, model.vocab.tokenize(prompt).tolist(), norm, head, beta=1.0)
+        tokens = write(ctx, model.vocab.tokenize(prompt), norm, head, beta=1.0)
         print(prompt + "".join(f"{model.vocab.detokenize([t])}({layer})" for t, layer in islice(tokens, 24)))
 
 

@@ -52,7 +52,7 @@ def rounds(target: Context, draft: Context, text: list[int], n: int, temp: float
 def main() -> None:
     with strong_and_weak("smollm2") as (target, draft):
         vocab, prompt = target.model.vocab, "The sun rises in the east and sets in"
-        going = rounds(target, draft, vocab.tokenize(prompt).tolist(), n=3, temp=0.7)
+        going = rounds(target, draft, vocab.tokenize(prompt), n=3, temp=0.7)
         print(prompt, *(vocab.detokenize(next(going)) for _ in range(12)), sep="|")
 
 

@@ -27,12 +27,12 @@ def main() -> None:
             ctx.decode(Batch.from_arrays(ids, outputs="all"))
             bits = surprise(np.asarray(ctx.logits), ids)
         for token, value in zip(ids[1:], bits, strict=True):
-            piece = model.vocab.token_to_piece(int(token)).decode("utf-8", "replace")
+            piece = model.vocab.token_to_piece(token).decode("utf-8", "replace")
             print(f"{value:5.1f}  {piece!r:16} {'#' * round(value)}")
         print(f"\nperplexity {2 ** bits.mean():.1f}")
 
 
-def surprise(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float32]:
+def surprise(logits: NDArray[np.float32], ids: list[int]) -> NDArray[np.float32]:
     """Bits of surprise at each token but the first: row i is a forecast of token i + 1."""
     top = logits.max(axis=1)
     log_sum = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))

@@ -17,9 +17,10 @@ from pyllm.completion.cache import HOST_BYTES, PromptCache
 from pyllm.completion.session import CompletionSession
 from pyllm.conversation.methods import ConversationMethods
 from pyllm.core.context import Context
+from pyllm.core.introspection import not_copied
 from pyllm.core.model import Model
 from pyllm.embedding.methods import EmbeddingMethods
-from pyllm.errors import InvalidArgumentError, PyllmError
+from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
 from pyllm.lora import Lora, LoraMethods
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.processors.base import LogitsProcessor
@@ -40,7 +41,8 @@ class StreamOpenError(PyllmError, RuntimeError):
 class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, SpeculationMethods):
     """A model with one context, for one user at a time.
 
-    Threads may share a Llama: a call waits until the one before it is done, a stream counting as one call.
+    Threads may share a Llama: a call waits until the one before it is done, a stream counting as one call. A Llama is
+    pickled by the path of its model and its arguments: unpickling loads the file again, with an empty KV cache.
 
     Args:
         model: The path of a GGUF file, or the alias of a known model ("smollm2"), or a reference like
@@ -100,6 +102,14 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         self.seed = seed
         self.cache_prompt = cache_prompt
         self.chat_template = chat_template
+        self._arguments: dict[str, Any] = {
+            "n_ctx": n_ctx,
+            "check_memory": check_memory,
+            "conversation_bytes": conversation_bytes,
+            "draft": draft,
+            "speculative": speculative,
+            **params,
+        }
         of_model, of_context = split_arguments(params, "Llama()", ModelParams, ContextParams, owner=Llama)
         if not isinstance(model, Model):
             of_model = {**self._arguments_for(speculative), **of_model}
@@ -148,12 +158,30 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
     def __repr__(self) -> str:
         return f"<Llama {self.model!r}, {self.context!r}>"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.context.closed:
+            raise ClosedError("a Llama that has been closed cannot be pickled")
+        arguments = {
+            **self._arguments,
+            "seed": self.seed,
+            "cache_prompt": self.cache_prompt,
+            "chat_template": self.chat_template,
+            "draft": _lasting(self._arguments["draft"]),
+            "lora": {_lasting(path): scale for path, scale in self.lora.items()},
+        }
+        # It reports a load that is over.
+        arguments.pop("progress_callback", None)
+        return _load_again, (type(self), _lasting(self.model.path) if self._owns_model else self.model, arguments)
+
+    __copy__ = __deepcopy__ = not_copied(
+        "it has one KV cache; Llama(llm.model) is a second one on the same weights, without loading them again"
+    )
+
     # ---- text and tokens
 
     def tokenize(self, text: str | bytes, *, add_special: bool = True, parse_special: bool = True) -> list[int]:
         """Turn text into token ids; see :meth:`pyllm.core.vocab.Vocab.tokenize`."""
-        ids: list[int] = self.vocab.tokenize(text, add_special=add_special, parse_special=parse_special).tolist()
-        return ids
+        return self.vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Tokens, *, special: bool = True) -> str:
         """Turn token ids into text; see :meth:`pyllm.core.vocab.Vocab.detokenize`."""
@@ -346,6 +374,16 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         """Let an abort that came between two decodes end nobody else's."""
         self.context.clear_abort()
         self._clear_abort_of_drafts()
+
+
+def _lasting(name: Any) -> Any:
+    """The path of a file so that it stays right in another folder; anything else as it is."""
+    is_file = isinstance(name, (str, os.PathLike)) and os.path.exists(name)
+    return os.path.abspath(name) if is_file else name
+
+
+def _load_again(cls: type[Llama], model: str | Model, arguments: dict[str, Any]) -> Llama:
+    return cls(model, **arguments)
 
 
 __all__ = ["Llama", "LogitsProcessor", "StreamOpenError"]

@@ -117,10 +117,10 @@ def _xtc_is_on(params: SamplingParams) -> bool:
 
 def _biases(biases: Mapping[int | str, float], vocab: Vocab) -> dict[int, float]:
     # llama.cpp's programs never choose the tokens that a model asks to suppress.
-    merged: dict[int, float] = dict.fromkeys(vocab.suppress_tokens.tolist(), float("-inf"))
+    merged: dict[int, float] = dict.fromkeys(vocab.suppress_tokens, float("-inf"))
     for token, bias in biases.items():
         if isinstance(token, str):
-            ids = vocab.tokenize(token, add_special=False, parse_special=True).tolist()
+            ids = vocab.tokenize(token, add_special=False, parse_special=True)
             if len(ids) != 1:
                 raise InvalidArgumentError(
                     f"logit_bias: {token!r} is {len(ids)} tokens of this model, not one; give the ids of tokens"

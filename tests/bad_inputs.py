@@ -599,7 +599,7 @@ bad(
 bad("vocab", "Vocab", (None, 5, "x", object()), lambda w, v: Vocab(v), TypeError)
 bad("vocab", "tokenize", (*NOT_TEXT, [104, 105], range(3), 10**12), lambda w, v: w.vocab.tokenize(v), TypeError)
 bad("vocab", "tokenize", ("\ud800",), lambda w, v: w.vocab.tokenize(v), ValueError)
-for method in ("detokenize", "detokenize_bytes", "as_tokens"):
+for method in ("detokenize", "detokenize_bytes", "as_token_array"):
     bad("vocab", method, NOT_TOKENS, lambda w, v, m=method: getattr(w.vocab, m)(v))
     bad(
         "vocab",

@@ -132,7 +132,7 @@ def context(make_context: Callable[..., Context]) -> Context:
 @pytest.fixture
 def ids(tiny_model: Model) -> np.ndarray:
     """Some forty tokens of text for the tiny model."""
-    return tiny_model.vocab.tokenize("the more people look at the number, the more they find out about the time")
+    return tiny_model.vocab.tokenize_array("the more people look at the number, the more they find out about the time")
 
 
 @pytest.fixture

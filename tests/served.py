@@ -40,7 +40,7 @@ class Prompted(Engine):
 
     def says(self, text: str) -> None:
         """Let the model write this text, and then end it."""
-        script = [*self.vocab.tokenize(text, add_special=False, parse_special=True).tolist(), self.vocab.eos]
+        script = [*self.vocab.tokenize(text, add_special=False, parse_special=True), self.vocab.eos]
         start: list[int] = []
 
         def write(ids: np.ndarray, logits: np.ndarray) -> None:

@@ -20,7 +20,7 @@ def preload(llama: Llama, prompt: str | Messages, arguments: dict[str, Any]) -> 
     if isinstance(prompt, str):
         if arguments:
             raise TypeError(f"a text has no {', '.join(arguments)}: these belong to messages")
-        ids = llama.vocab.tokenize(prompt, add_special=True, parse_special=True)
+        ids = llama.vocab.tokenize_array(prompt, add_special=True, parse_special=True)
     else:
         for name in arguments:
             if name not in _ARGUMENTS:

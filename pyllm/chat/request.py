@@ -96,7 +96,7 @@ class ChatRequest:
         self._generic: GenericCalls | None = None
         self.prompt = self._apply()
         self._reader = self._answer_prompt()
-        self.ids: NDArray[np.int32] = self.prompt.tokenize(llama.vocab)
+        self.ids: NDArray[np.int32] = self.prompt.tokenize_array(llama.vocab)
         self.markers = self._markers()
         self.given = self._given()
         self._form_from_start = False
@@ -384,8 +384,7 @@ class ChatRequest:
         return Grammar(rules, trigger_patterns=tuple(patterns), trigger_tokens=tuple(tokens)), False
 
     def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self._llama.vocab.tokenize(text, add_special=False, parse_special=True).tolist()
-        return ids
+        return self._llama.vocab.tokenize(text, add_special=False, parse_special=True)
 
 
 # As common_sampler_init makes regular expressions of triggers.

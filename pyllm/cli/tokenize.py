@@ -11,9 +11,6 @@ from pyllm.cli.output import set_verbose
 from pyllm.cli.texts import whole_input
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from pyllm import Vocab
 
 
@@ -48,18 +45,18 @@ def tokenize(
     with Model(path, vocab_only=True) as loaded:
         vocab = loaded.vocab
         tokens = vocab.tokenize(content, add_special=not no_special, parse_special=not no_parse_special)
-        if no_bos and not no_special and vocab.add_bos and len(tokens) and tokens[0] == vocab.bos:
+        if no_bos and not no_special and vocab.add_bos and tokens[:1] == [vocab.bos]:
             tokens = tokens[1:]
         _print(vocab, tokens, ids=ids, json=json)
         if show_count:
             print(f"Total number of tokens: {len(tokens)}")
 
 
-def _print(vocab: Vocab, tokens: NDArray[np.int32], *, ids: bool, json: bool) -> None:
+def _print(vocab: Vocab, tokens: list[int], *, ids: bool, json: bool) -> None:
     if ids:
-        print(f"[{', '.join(map(str, tokens.tolist()))}]")
+        print(f"[{', '.join(map(str, tokens))}]")
         return
-    pieces = [(int(token), vocab.token_to_piece(int(token))) for token in tokens]
+    pieces = [(token, vocab.token_to_piece(token)) for token in tokens]
     if json:
         from json import dumps
 

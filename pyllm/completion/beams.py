@@ -160,7 +160,7 @@ class BeamDecoder:
         self.search = BeamSearch(request.beams, request.limit, self._end, len(request.vocab.eog_tokens))
         self._sequences = [0]  # that of each running beam
         self._held: dict[int, tuple[int, ...]] = {0: ()}  # what each sequence has behind the prompt
-        self._eog = set(request.vocab.eog_tokens.tolist())
+        self._eog = set(request.vocab.eog_tokens)
         self._stops = tuple(stop.encode() if isinstance(stop, str) else stop for stop in request.stop)
         self._log_probs = np.empty((request.beams.num_beams, context.n_vocab), np.float32)
 

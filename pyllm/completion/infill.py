@@ -33,8 +33,8 @@ def infill_prompt(
         if missing == ["middle"]:
             hint += ", or with spm_infill=True if it was trained to see the suffix before the prefix"
         raise InvalidArgumentError(f"this model cannot fill in: it has no tokens for {', '.join(missing)}; {hint}")
-    before = [vocab.fim_pre, *vocab.tokenize(prefix, add_special=False).tolist()]
-    behind = [vocab.fim_suf, *vocab.tokenize(suffix, add_special=False).tolist()]
+    before = [vocab.fim_pre, *vocab.tokenize(prefix, add_special=False)]
+    behind = [vocab.fim_suf, *vocab.tokenize(suffix, add_special=False)]
     begin = [vocab.bos] if vocab.add_bos and vocab.bos is not None else []
     end = [] if vocab.fim_mid is None else [vocab.fim_mid]
     parts = [*behind, *before] if suffix_first else [*before, *behind]

@@ -101,7 +101,7 @@ class CompletionRequest:
         self.echo = bool(own["echo"])
         special = own["special"]
         self.special: bool | tuple[int, ...] = (
-            special if isinstance(special, bool) else tuple(llama.vocab.as_tokens(special).tolist())
+            special if isinstance(special, bool) else tuple(llama.vocab.as_token_array(special).tolist())
         )
         self.processors = as_processors(own["logits_processor"])
         self.stopping_criteria = _criteria(own["stopping_criteria"])
@@ -251,9 +251,9 @@ def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any, suffix_
             raise InvalidArgumentError("with a suffix, prompt and suffix must be texts")
         ids = infill_prompt(llama.vocab, prompt, suffix, suffix_first=bool(suffix_first))
     elif isinstance(prompt, (str, bytes)):
-        ids = llama.vocab.tokenize(prompt, add_special=True, parse_special=True)
+        ids = llama.vocab.tokenize_array(prompt, add_special=True, parse_special=True)
     else:
-        ids = llama.vocab.as_tokens(prompt)
+        ids = llama.vocab.as_token_array(prompt)
     if len(ids) == 0:
         raise InvalidArgumentError("the prompt is empty, and this model has no token to begin a text with")
     return ids

@@ -251,17 +251,17 @@ class SingleRun:
         # After a shift the cache holds what was computed when it still saw what is gone: no prompt leads to that.
         if self.generation is not None and not self.llama.model.has_encoder and not self.shifted:
             self.generation.settle()
-            self.llama._cache.remember(np.concatenate([self.request.ids, self.generation.tokens]))
+            self.llama._cache.remember(np.concatenate([self.request.ids, np.array(self.generation.tokens, np.int32)]))
 
     def finished(self) -> Finished:
         """The text, when it is complete."""
         generation, request = self.generation, self.request
-        generated = np.empty(0, np.int32)
+        tokens: list[int] = []
         reason: FinishReason = self.ended or "length"
         stopped, complete = None, False
         if generation is not None:
             self.text.append(generation.stream.take(all=True))
-            generated = generation.tokens
+            tokens = generation.tokens
             stopped = generation.stream.stopped
             if generation.finish_reason == "stop":
                 reason, complete = "stop", stopped is None
@@ -269,7 +269,6 @@ class SingleRun:
         text = "".join(self.text)
         if self.recorder is not None and stopped is not None:
             self.recorder.cut(len(text))
-        tokens = tuple(generated.tolist())
-        whole = finished(request, self.index, text, tokens, reason, stopped, self.recorder, complete=complete)
+        whole = finished(request, self.index, text, tuple(tokens), reason, stopped, self.recorder, complete=complete)
         self.results = [whole]
         return whole

@@ -16,6 +16,7 @@ from pyllm.completion.cache import OWNER, common_length
 from pyllm.conversation import file, fit
 from pyllm.conversation.record import Record, answer_of, check_arguments, check_rule, plain
 from pyllm.conversation.text import TextHistory, generated, tokens_behind
+from pyllm.core.introspection import not_pickled
 from pyllm.errors import ClosedError, InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -88,15 +89,20 @@ class Conversation:
         return self._record.history.text
 
     @property
-    def tokens(self) -> NDArray[np.int32]:
-        """The tokens that are kept of it, and need not be computed again: int32, shape (n,); none is possible."""
+    def tokens(self) -> list[int]:
+        """The tokens of the conversation that are kept, and need not be computed again; none is possible."""
         kept = self._llama._cache.find(self.name)
-        return np.empty(0, np.int32) if kept is None else kept.tokens.copy()
+        tokens: list[int] = [] if kept is None else kept.tokens.tolist()
+        return tokens
 
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
         return self._record.closed
+
+    __reduce__ = not_pickled(
+        "it lives in its Llama; save() it, and load the file with Llama.load_conversation(), or fork() it"
+    )
 
     def __repr__(self) -> str:
         record = self._record
@@ -175,12 +181,12 @@ class Conversation:
             check_arguments(given)
             given["overflow"] = record.overflow
             if not isinstance(text, (str, bytes)):
-                added = vocab.as_tokens(text)
+                added = vocab.as_token_array(text)
                 data = b"".join(map(vocab.token_to_piece, added.tolist()))
             else:
                 data = text.encode() if isinstance(text, str) else text
                 # Nothing is put before a text that goes on.
-                added = tokens_behind(vocab, data) if len(history) else vocab.tokenize(data, parse_special=True)
+                added = tokens_behind(vocab, data) if len(history) else vocab.tokenize_array(data, parse_special=True)
             prompt, dropped = history.prompt(added), history.dropped
             if record.overflow != "error":
                 keep = given.get("n_keep")

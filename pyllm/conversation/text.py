@@ -162,7 +162,7 @@ def generated(vocab: Vocab, tokens: Sequence[int], stop: str | None, shown: Iter
 
 
 def _tokens(vocab: Vocab, data: bytes) -> Ids:
-    return vocab.tokenize(data, add_special=False, parse_special=True)
+    return vocab.tokenize_array(data, add_special=False, parse_special=True)
 
 
 def _pieces(vocab: Vocab, ids: Iterable[int], *, special: bool = True) -> list[bytes]:

@@ -1,8 +1,6 @@
 import os
 from typing import IO, Self
 
-import numpy as np
-from numpy.typing import NDArray
 from typing_extensions import disjoint_base
 
 from pyllm.core.model import Model
@@ -25,4 +23,4 @@ class LoraAdapter:
     @property
     def metadata(self) -> dict[str, str]: ...
     @property
-    def alora_tokens(self) -> NDArray[np.int32]: ...
+    def alora_tokens(self) -> list[int]: ...

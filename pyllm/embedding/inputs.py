@@ -66,7 +66,7 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool, blank
     if is_text(text):
         if not text and not blank:
             raise InvalidArgumentError(f"{name} is empty: there is nothing to embed")
-        tokens = vocab.tokenize(text, parse_special=parse_special)
+        tokens = vocab.tokenize_array(text, parse_special=parse_special)
         if len(tokens) == 0 and blank:
             raise InvalidArgumentError(f"{name} is empty, and the model puts no tokens around it: it has no vector")
         if len(parts_of(tokens, vocab)[1]) == 0 and not blank:
@@ -80,7 +80,7 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool, blank
             else f"{name} must be text or token ids, not {type(text).__name__}"
         )
     try:
-        tokens = vocab.as_tokens(cast("Any", text))
+        tokens = vocab.as_token_array(cast("Any", text))
     except (TypeError, ValueError) as error:
         raise InvalidArgumentError(f"{name}: {error.args[0]}") from error
     if len(tokens) == 0:

@@ -67,7 +67,7 @@ class PairFormat:
         return tokens
 
     def _plain(self, text: str | bytes) -> NDArray[np.int32]:
-        return self.vocab.tokenize(text, add_special=False, parse_special=False)
+        return self.vocab.tokenize_array(text, add_special=False, parse_special=False)
 
     def _joined(self, query: NDArray[np.int32], document: NDArray[np.int32]) -> NDArray[np.int32]:
         vocab = self.vocab

@@ -17,7 +17,7 @@ import numpy as np
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.core.speculative import DRAFT_TYPES, NGRAM_TYPES, Drafter
-from pyllm.engine.drafting import Draft, Features, Ids, Seat
+from pyllm.engine.drafting import Draft, Features, Seat
 from pyllm.engine.runner import Ready, Runner
 from pyllm.errors import InvalidArgumentError, NoKVSlotError
 from pyllm.speculation.params import SpeculationParams, as_params
@@ -207,11 +207,11 @@ class Drafts:
             except Exception as error:
                 self._give_up(text, error)
                 continue
-            if len(tokens):
-                drafts[text] = Draft(tokens)
+            if tokens:
+                drafts[text] = Draft(np.array(tokens, np.int32))
         return drafts
 
-    def _draft(self, text: Text, most: int) -> Ids:
+    def _draft(self, text: Text, most: int) -> list[int]:
         assert text.drafting is not None
         seat, drafter, ids = self._seat_for(text), self._drafter_for(text), text.task.ids
         reads = drafter.context is not None and not self._uses_features(text)
@@ -220,7 +220,7 @@ class Drafts:
             return drafter.draft(int(ids[-1]), most)
         # With this it computes what it was shown. What it says to that is of no use.
         drafter.draft(int(ids[len(seat.known)]), 1)
-        return np.empty(0, np.int32)
+        return []
 
     @staticmethod
     def decode(runner: Runner, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> Ready:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pyllm import loading
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
+from pyllm.core.introspection import not_pickled
 from pyllm.core.model import Model
 from pyllm.engine.adapters import AdapterMethods, Adapters
 from pyllm.engine.beams import BeamLane, BeamText
@@ -353,6 +354,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    __reduce__ = not_pickled("its thread and its KV cache belong to this process; make an Engine there")
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r}, n_parallel={self.n_parallel}{', closed' if self._closing else ''}>"

@@ -85,8 +85,8 @@ def tokens_of(vocab: Vocab, text: Text, *, parse_special: bool, add_special: boo
         NDArray: int32, shape (n,).
     """
     if isinstance(text, (str, bytes)):
-        return vocab.tokenize(text, add_special=add_special, parse_special=parse_special)
-    return vocab.as_tokens(text)
+        return vocab.tokenize_array(text, add_special=add_special, parse_special=parse_special)
+    return vocab.as_token_array(text)
 
 
 def is_text(value: Any) -> bool:

@@ -116,7 +116,7 @@ class PyllmLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """Tokens of a text; BOS before it if `add_special_tokens` (None: if the model wants it), never twice."""
-        tokens: list[int] = self.vocab.tokenize(string, add_special=False, parse_special=True).tolist()
+        tokens = self.vocab.tokenize(string, add_special=False, parse_special=True)
         bos = self.vocab.bos if (self.add_bos if add_special_tokens is None else add_special_tokens) else None
         return [bos, *tokens] if bos is not None and tokens[:1] != [bos] else tokens
 

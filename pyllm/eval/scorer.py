@@ -285,7 +285,7 @@ def pairs(
         elif isinstance(prompt, (str, bytes)) or isinstance(continuation, (str, bytes)):
             raise InvalidArgumentError(f"prompt and continuation {i} must both be text, or both be tokens")
         else:
-            before, after = vocab.as_tokens(prompt), vocab.as_tokens(continuation)
+            before, after = vocab.as_token_array(prompt), vocab.as_token_array(continuation)
             result.append((np.concatenate((before, after)), len(before)))
     return result
 

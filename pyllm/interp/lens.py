@@ -88,7 +88,7 @@ def logit_lens(
     n_layer, n_vocab = lab.model.n_layer, lab.model.n_vocab
     if not 1 <= top <= n_vocab:
         raise InvalidArgumentError(f"top must be from 1 to {n_vocab}, not {top}")
-    ids = lab.tokenize(text)
+    ids = lab.tokenize_array(text)
     wanted = tuple(range(n_layer)) if layers is None else tuple(_layer(i, n_layer) for i in as_layers(layers))
     if not wanted:
         raise InvalidArgumentError(f"layers are some of 0 to {n_layer - 1}; there are none")

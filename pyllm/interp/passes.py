@@ -69,13 +69,26 @@ class Passes:
     ) -> tuple[Array | None, dict[str, Array]]:
         """One text, with hooks: its outputs, if they are to be kept, and its activations by name."""
         self.clear()
+        return self.go_on(ids, 0, points, hooks, keep_logits, index)
+
+    def go_on(
+        self,
+        ids: NDArray[np.int32],
+        past: int,
+        points: list[HookPoint],
+        hooks: list[tuple[HookPoint, HookFunction]],
+        keep_logits: bool = False,
+        index: int = 0,
+    ) -> tuple[Array | None, dict[str, Array]]:
+        """As :meth:`one`, behind `past` tokens that were computed before."""
         parts: dict[str, list[Array]] = {point.name: [] for point in points}
         logits: list[Array] = []
         n_ubatch = self.context.n_ubatch
         read = list({point.tensor for point in points})
         for start in range(0, len(ids), n_ubatch):
             part = ids[start : start + n_ubatch]
-            positions = np.arange(start, start + len(part), dtype=np.int32)
+            first = past + start
+            positions = np.arange(first, first + len(part), dtype=np.int32)
             batch = Batch.from_arrays(part, pos=positions, seq_ids=0, outputs="all")
             functions = [
                 (point.tensor, _wrap(point, function, Hook(point.name, point.layer, part, positions, index)))
@@ -84,7 +97,7 @@ class Passes:
             values, order = self.capture.decode(batch, read, functions)
             _check_order(order, part)
             for point in points:
-                parts[point.name].append(from_tensor(point, _there(values, point), start))
+                parts[point.name].append(from_tensor(point, _there(values, point), first))
             if keep_logits:
                 logits.append(self._outputs())
         joined = {point.name: join(point, parts[point.name]) for point in points}

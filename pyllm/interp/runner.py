@@ -14,14 +14,18 @@ from numpy.typing import NDArray
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
+from pyllm.core.introspection import not_pickled
 from pyllm.core.model import Model
 from pyllm.errors import ContextError, InvalidArgumentError
 from pyllm.interp.cache import ActivationCache
+from pyllm.interp.generation import generate
 from pyllm.interp.names import HookPoint, Layout, Names
 from pyllm.interp.passes import Hook, HookFunction, Passes
 from pyllm.interp.values import Array
 from pyllm.llama import Llama
-from pyllm.params import ContextParams, field_names, unknown_argument
+from pyllm.params import ContextParams, SamplingParams, field_names, unknown_argument
+from pyllm.sampling import accept_prompt, build_chain, new_seed
+from pyllm.types import Completion
 
 Ids = Sequence[int] | NDArray[np.integer[Any]]
 Text = str | bytes | Ids
@@ -147,6 +151,8 @@ class Interp:
     def __repr__(self) -> str:
         return f"<Interp of {self.model!r}>"
 
+    __reduce__ = not_pickled("its context belongs to this process; pickle the path of the model, and open it there")
+
     # ---- what there is
 
     def names(self) -> list[str]:
@@ -184,16 +190,21 @@ class Interp:
 
     # ---- running
 
-    def tokenize(self, text: Text) -> NDArray[np.int32]:
+    def tokenize(self, text: Text) -> list[int]:
         """The tokens of a text as they are computed: special tokens added, control tokens in the text counting.
 
         Raises:
             InvalidArgumentError: There are none, or more than n_ctx.
         """
-        ids: NDArray[np.int32] = (
-            self.vocab.tokenize(text, add_special=True, parse_special=True)
+        ids: list[int] = self.tokenize_array(text).tolist()
+        return ids
+
+    def tokenize_array(self, text: Text) -> NDArray[np.int32]:
+        """As :meth:`tokenize`, as an array: int32, shape (n,)."""
+        ids = (
+            self.vocab.tokenize_array(text, add_special=True, parse_special=True)
             if isinstance(text, (str, bytes))
-            else self.vocab.as_tokens(text)
+            else self.vocab.as_token_array(text)
         )
         if not 1 <= len(ids) <= self.n_ctx:
             raise InvalidArgumentError(f"a text has {len(ids)} tokens; this Interp takes from 1 to n_ctx={self.n_ctx}")
@@ -271,6 +282,59 @@ class Interp:
         """
         return self._one_or_many(text, lambda texts: [logits for logits, _ in self._run(texts, None, fwd_hooks)])
 
+    def generate(
+        self,
+        text: Text,
+        fwd_hooks: Hooks = (),
+        *,
+        max_tokens: int | None = 16,
+        stop: str | Sequence[str] = (),
+        **sampling: Any,
+    ) -> Completion:
+        """Continue a text while functions read, replace or edit activations.
+
+        The hooks see the prompt first, and then each new token but the last, one at a time: `hook.positions` says
+        where in the text it stands.
+
+        Args:
+            text: Text or token ids.
+            fwd_hooks: As for :meth:`run_with_hooks`. Those of :meth:`hooks` are called too.
+            max_tokens: Stop after so many; None goes on until the model ends the text or n_ctx is full.
+            stop: A stop string, or several; the text ends before the first one that appears.
+            **sampling: Every field of :class:`pyllm.params.SamplingParams`: temperature, top_k, seed, …
+
+        Returns:
+            Completion: As of :meth:`pyllm.Llama.create_completion`.
+
+        Raises:
+            NoActivationError: There is no such activation, in the graph of the prompt or in that of a single token.
+            InvalidArgumentError: An argument is out of range, or this is an embedding model.
+            UnknownArgumentError: There is no such argument.
+        """
+        if not self.context.has_memory:
+            raise InvalidArgumentError("an embedding model generates no text; see run() and run_with_hooks()")
+        known = field_names(SamplingParams)
+        for name in sampling:
+            if name not in known:
+                raise unknown_argument(name, [*known, "fwd_hooks", "max_tokens", "stop"], "Interp.generate()")
+        if max_tokens is not None and (not _is_int(max_tokens) or max_tokens < 0):
+            raise InvalidArgumentError(f"max_tokens must be an integer >= 0, or None, not {max_tokens!r}")
+        params = SamplingParams(**sampling)
+        seed = new_seed() if params.seed is None else params.seed
+        chain = build_chain(params, self.vocab, seed)
+        with self._lock:
+            ids = self.tokenize_array(text)
+            accept_prompt(chain, ids)
+            hooks = [*self._hooks, *_pairs(fwd_hooks)]
+            of_prompt, of_token = (self._hooked(self._layout(n), hooks) for n in (len(ids), 1))
+            room = self.n_ctx - len(ids)
+            limit = room if max_tokens is None else min(max_tokens, room)
+            return generate(self, ids, (of_prompt, of_token), chain, limit, stop, seed)
+
+    @staticmethod
+    def _hooked(layout: Layout, hooks: list[tuple[Names, HookFunction]]) -> list[tuple[HookPoint, HookFunction]]:
+        return [(point, function) for names, function in hooks for point in layout.select(names)]
+
     @contextmanager
     def hooks(self, fwd_hooks: Hooks) -> Iterator[Interp]:
         """Have hooks in every run inside a ``with`` block; see :meth:`run_with_hooks`."""
@@ -294,8 +358,8 @@ class Interp:
             and not isinstance(text[0], (int, np.integer))
         )
         if several:
-            return run([self.tokenize(each) for each in text])
-        return run([self.tokenize(text)])[0]
+            return run([self.tokenize_array(each) for each in text])
+        return run([self.tokenize_array(text)])[0]
 
     def _run(
         self, texts: list[NDArray[np.int32]], selection: _Selection | None, hooks: Hooks
@@ -309,9 +373,7 @@ class Interp:
         all_hooks = [*self._hooks, *_pairs(hooks)]
         layouts = [self._layout(len(ids)) for ids in texts]
         points = [[] if selection is None else layout.select(selection.names, selection.layers) for layout in layouts]
-        hooked = [
-            [(point, function) for names, function in all_hooks for point in layout.select(names)] for layout in layouts
-        ]
+        hooked = [self._hooked(layout, all_hooks) for layout in layouts]
         keep_logits = selection is None or selection.logits
         results: list[tuple[Array | None, dict[str, Array]]]
         together = self.context.n_seq_max > 1 and len(texts) > 1 and self._passes.can_go_together(points, hooked, texts)

@@ -34,7 +34,7 @@ class BitmaskSource:
     def __init__(self, vocab: Vocab) -> None:
         self.vocab = check_vocab(vocab)
         self.n_vocab = len(vocab)
-        self.eog = frozenset(vocab.eog_tokens.tolist())
+        self.eog = frozenset(vocab.eog_tokens)
         eos = vocab.eos if vocab.eos is not None else min(self.eog, default=None)
         if eos is None:
             raise InvalidArgumentError("this model has no token that ends a text, so no text could be held to a form")

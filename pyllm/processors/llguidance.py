@@ -110,7 +110,7 @@ def tokenizer(vocab: Vocab) -> Any:
             piece = pieces[token]
             if attrs[token] & TokenAttr.CONTROL or (piece.startswith(b"<") and piece.endswith(b">")):
                 pieces[token] = b"\xff" + piece
-        eos = vocab.eos if vocab.eos is not None else int(vocab.eog_tokens[0])
+        eos = vocab.eos if vocab.eos is not None else vocab.eog_tokens[0]
         _tokenizers[vocab] = import_llguidance().LLTokenizer.from_llamacpp(
             tokens=pieces,
             vocab_ptr=vocab.address,

@@ -91,12 +91,12 @@ class OutlinesCore(BitmaskSource):
 def vocabulary(vocab: Vocab) -> Any:
     """The ``Vocabulary`` for a tokenizer, kept as long as `vocab` is."""
     if check_vocab(vocab) not in _vocabularies:
-        eog = {*vocab.eog_tokens.tolist(), vocab.eos}
+        eos = vocab.eos if vocab.eos is not None else min(vocab.eog_tokens)
+        eog = {*vocab.eog_tokens, eos}
         tokens: dict[bytes, list[int]] = {}
         for token, piece in enumerate(vocab.pieces(special=False)):
             if piece and token not in eog:
                 tokens.setdefault(piece, []).append(token)
-        eos = vocab.eos if vocab.eos is not None else min(eog - {None})
         _vocabularies[vocab] = import_outlines_core().Vocabulary(eos, tokens)
     return _vocabularies[vocab]
 

@@ -98,7 +98,7 @@ def compiler(vocab: Vocab) -> Any:
         xgrammar = import_xgrammar()
         # Control tokens are empty here: they are not the text they are spelled with.
         info = xgrammar.TokenizerInfo(
-            vocab.pieces(special=False), vocab_size=len(vocab), stop_token_ids=vocab.eog_tokens.tolist()
+            vocab.pieces(special=False), vocab_size=len(vocab), stop_token_ids=vocab.eog_tokens
         )
         _compilers[vocab] = xgrammar.GrammarCompiler(info)
     return _compilers[vocab]

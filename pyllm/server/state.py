@@ -100,7 +100,7 @@ class ServerState:
 
     @functools.cached_property
     def _eog(self) -> tuple[int, ...]:
-        return tuple(self.model.vocab.eog_tokens.tolist())
+        return tuple(self.model.vocab.eog_tokens)
 
     @property
     def embedder(self) -> EmbeddingMethods:

@@ -62,9 +62,7 @@ def says(llm) -> Callable[..., Any]:
     """`says("text")`: what makes the model write this text, and then end it."""
 
     def says(*texts: str) -> Any:
-        scripts = [
-            [*llm.vocab.tokenize(text, add_special=False, parse_special=True).tolist(), llm.vocab.eos] for text in texts
-        ]
+        scripts = [[*llm.vocab.tokenize(text, add_special=False, parse_special=True), llm.vocab.eos] for text in texts]
         state = {"text": -1, "start": 0}
 
         class Script:

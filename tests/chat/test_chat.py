@@ -432,7 +432,7 @@ class TestControl:
         assert chunks[-1].finish_reason == "abort" and len(chunks[-1].completion.tokens) < 200
 
     def test_abort_from_another_thread(self, llm):
-        forbidden = dict.fromkeys(llm.vocab.eog_tokens.tolist(), -np.inf)
+        forbidden = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
         timer = threading.Timer(0.1, llm.abort)
         timer.start()
         completion = llm.create_chat_completion(user(), logit_bias=forbidden)

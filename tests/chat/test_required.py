@@ -45,7 +45,7 @@ def sampler_of(llm, request: ChatRequest):
 
 
 def accept(llm, sampler, text: str) -> None:
-    for token in llm.vocab.tokenize(text, add_special=False, parse_special=True).tolist():
+    for token in llm.vocab.tokenize(text, add_special=False, parse_special=True):
         sampler.accept(token)
 
 

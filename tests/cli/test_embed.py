@@ -161,7 +161,7 @@ class TestTokenize:
         text = "the cat <|im_end|>\n"
         for special in (True, False):
             flags = [] if special else ["--no-parse-special"]
-            expected = tiny_model.vocab.tokenize(text, parse_special=special).tolist()
+            expected = tiny_model.vocab.tokenize(text, parse_special=special)
             assert self.ids(pyllm, path, text, *flags) == expected
             assert self.ids(pyllm, path, *flags, input=text) == expected
             assert self.ids(pyllm, path, "-", "--no-bos", *flags, input=text) == expected[1:]
@@ -169,14 +169,14 @@ class TestTokenize:
 
     def test_no_special(self, pyllm, bert, load):
         vocab = load("bert").vocab
-        expected = vocab.tokenize("no way").tolist()
+        expected = vocab.tokenize("no way")
         assert self.ids(pyllm, bert, "no way") == expected
         assert self.ids(pyllm, bert, "no way", "--no-bos") == expected[1:]
         assert self.ids(pyllm, bert, "no way", "--no-special") == expected[1:-1]
 
     def test_pieces(self, pyllm, path, tiny_model):
         text = "the 🙃"
-        tokens = tiny_model.vocab.tokenize(text).tolist()
+        tokens = tiny_model.vocab.tokenize(text)
         lines = pyllm("tokenize", path, text, "--show-count").stdout.splitlines()
         assert lines[-1] == f"Total number of tokens: {len(tokens)}"
         assert [int(line.split(" -> ")[0]) for line in lines[:-1]] == tokens

@@ -172,7 +172,7 @@ class TestText:
         for text in ("le look", b" at", "\n", "a", "", "  two", llm.tokenize("time", add_special=False), "\0", "😀"):
             talk.complete(text)
             assert talk.text == told(talk)
-        bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+        bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
         talk = llm.conversation("characters", max_tokens=1, temperature=0, logit_bias=bias)
         for byte in "the 😀é".encode():
             # One byte each turn: most of them are no character.
@@ -408,7 +408,7 @@ class TestMemory:
     def test_a_full_context_makes_room(self, tiny_model):
         """What conversations keep in the context is moved when a text needs the cells."""
         with Llama(tiny_model, n_ctx=256, n_threads=1, n_seq_max=4, kv_unified=True) as llm:
-            bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+            bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             for name in ("anna", "ben", "carl"):
                 llm.conversation(name, **SHORT).complete("the people look at the number " * 2)
             assert sum(text.seq_id is not None for text in llm._cache.kept) == 2

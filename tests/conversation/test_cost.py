@@ -24,7 +24,7 @@ def streams(llm):
         "max_tokens": N,
         "temperature": 0,
         "stop": ["never to be found", "nor this"],
-        "logit_bias": dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf")),
+        "logit_bias": dict.fromkeys(llm.vocab.eog_tokens, float("-inf")),
     }
     talk = llm.conversation("anna", **arguments)
     return {

@@ -21,7 +21,7 @@ def make(path, **arguments):
 @pytest.fixture(scope="module")
 def llm(tiny_model):
     with Llama(tiny_model, n_ctx=N_CTX, n_threads=1) as llm:
-        llm.forbidden = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+        llm.forbidden = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
         yield llm
 
 
@@ -87,7 +87,7 @@ class TestShift:
     @pytest.mark.parametrize("arch", ["llama", "qwen3moe", "gemma3", "mamba", "jamba"])
     def test_it_goes_on(self, tiny_models, arch):
         with make(tiny_models[arch]) as llm:
-            bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+            bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             arguments = {"temperature": 0, "logit_bias": bias, "overflow": "shift", "n_keep": 4}
             completion = llm(IDS, max_tokens=700, **arguments)
             assert completion.finish_reason == "length" and len(completion.tokens) == 700

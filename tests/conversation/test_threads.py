@@ -77,7 +77,7 @@ def test_the_same_conversation_for_all(llm):
 
 
 def test_abort(llm):
-    bias = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+    bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
     talk = llm.conversation("anna", temperature=0, logit_bias=bias)
     other = llm.conversation("ben", temperature=0, max_tokens=4)
     other.say("the people look at the number")

@@ -110,7 +110,7 @@ def test_facts_of_an_adapter(tiny_model, lora):
         assert adapter.metadata["adapter.lora.alpha"].startswith("8")
         assert adapter.meta("adapter.type") == "lora"
         assert adapter.meta("nothing") is None
-        assert adapter.alora_tokens.tolist() == [1, 5, 6]
+        assert adapter.alora_tokens == [1, 5, 6]
         assert adapter.address
         assert adapter.model is tiny_model
         assert str(path) in repr(adapter)

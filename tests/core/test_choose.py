@@ -414,7 +414,7 @@ def test_a_bias_for_a_larger_vocabulary(decoded_once: Context) -> None:
 
 @pytest.mark.parametrize("k", [1, 5, 40])
 def test_a_generation(make_context: Callable[..., Context], tiny_model: Model, k: int) -> None:
-    ends = dict.fromkeys(tiny_model.vocab.eog_tokens.tolist(), -INF)
+    ends = dict.fromkeys(tiny_model.vocab.eog_tokens, -INF)
     bias = ends | {300: 2.0}
     texts = []
     for front in ([], [Temp(1.0)]):
@@ -426,7 +426,7 @@ def test_a_generation(make_context: Callable[..., Context], tiny_model: Model, k
         generation.decode_next()
         generation.context.logits[generation.row] += np.float32(0.5)
         generation.run(10)
-        texts.append(generation.tokens.tolist())
+        texts.append(generation.tokens)
     assert texts[0] == texts[1] and len(texts[0]) == 41
 
 

@@ -40,8 +40,8 @@ def test_greedy_is_the_argmax_of_each_step(load, make_context, ids, arch):
     model = load(arch)
     expected = by_hand(make_context(model), ids, 30)
     generation = generate(make_context(model), ids, 30)
-    assert generation.tokens.tolist() == expected
-    assert generation.n_generated == len(expected) and generation.tokens.dtype == np.int32
+    assert generation.tokens == expected
+    assert generation.n_generated == len(expected)
     assert generation.stream.text == b"".join(model.vocab.pieces(special=False)[t] for t in expected)
 
 
@@ -65,11 +65,11 @@ def test_steps_and_runs_are_the_same(make_context, tiny_model, ids):
             tokens = []
             while len(tokens) < 40 and (token := generation.step()) is not None:
                 tokens.append(token)
-            assert generation.tokens.tolist() == tokens
+            assert generation.tokens == tokens
         else:
             counts = [generation.run(n) for n in sizes]
             assert counts == sizes or generation.finish_reason == "stop"
-        runs.append((generation.tokens.tolist(), generation.stream.text, generation.n_past))
+        runs.append((generation.tokens, generation.stream.text, generation.n_past))
     assert runs[0] == runs[1] == runs[2] == runs[3] and len(runs[0][0]) > 10
 
 
@@ -104,7 +104,7 @@ def test_the_debug_mode_generates_the_same(make_context, ids):
         row = context.logits[-1]
         assert np.isfinite(row).all()
         generation.step()
-    assert generation.tokens.tolist() == plain.tokens.tolist()
+    assert generation.tokens == plain.tokens
 
 
 # Prompts
@@ -115,14 +115,14 @@ def test_a_prompt_in_several_batches(make_context, ids, n_batch):
     expected = generate(make_context(type_k="f32", type_v="f32"), ids).tokens
     context = make_context(n_batch=n_batch, type_k="f32", type_v="f32")
     generation = generate(context, ids)
-    assert generation.tokens.tolist() == expected.tolist()
-    assert generation.prompt.tolist() == ids.tolist()
+    assert generation.tokens == expected
+    assert generation.prompt == ids.tolist()
     assert generation.n_past == len(ids) + generation.n_generated - 1 == context.memory.pos_max(0) + 1
 
 
 @pytest.mark.parametrize("kind", [list, tuple, lambda ids: ids.astype(np.int64), lambda ids: np.repeat(ids, 2)[::2]])
 def test_prompts_of_many_types(make_context, ids, kind):
-    assert generate(make_context(), kind(ids)).prompt.tolist() == ids.tolist()
+    assert generate(make_context(), kind(ids)).prompt == ids.tolist()
 
 
 @pytest.mark.parametrize("wrong", [[], [[1, 2]], [1.5], "text", [None], [-1], [100_000], [2**40]])
@@ -131,7 +131,7 @@ def test_prompts_that_are_none(make_context, ids, wrong):
     generation = Generation(context, Chain(Greedy()))
     with pytest.raises((errors.InvalidBatchError, errors.InvalidArgumentError)):
         generation.prefill(wrong)
-    assert generation.prompt.tolist() == [] and generation.n_past == 0
+    assert generation.prompt == [] and generation.n_past == 0
     generation.prefill(ids)
     assert generation.run(3) == 3
 
@@ -141,20 +141,20 @@ def test_a_prompt_goes_on_where_the_memory_ends(make_context, ids):
     context = make_context(type_k="f32", type_v="f32")
     context.decode(Batch.from_arrays(ids[:10]))
     generation = generate(context, ids[10:])
-    assert generation.tokens.tolist() == whole.tokens.tolist()
+    assert generation.tokens == whole.tokens
 
 
 def test_a_second_prompt_after_a_text(make_context, tiny_model, ids):
     """What was generated is part of what the model sees, the last token included."""
     more = tiny_model.vocab.tokenize(" people", add_special=False)
     generation = generate(make_context(), ids, 5)
-    first = generation.tokens.tolist()
+    first = generation.tokens
     generation.prefill(more)
     assert generation.n_past == generation.context.memory.pos_max(0) + 1 == len(ids) + 5 + len(more)
     generation.run(5)
-    expected = generate(make_context(), [*ids, *first, *more], 5).tokens.tolist()
-    assert generation.tokens.tolist() == first + expected
-    assert generation.prompt.tolist() == [*ids, *more]
+    expected = generate(make_context(), [*ids, *first, *more], 5).tokens
+    assert generation.tokens == first + expected
+    assert generation.prompt == [*ids, *more]
 
 
 def test_penalties_count_the_prompt_when_asked_for(make_context, tiny_model, ids):
@@ -233,7 +233,7 @@ def test_a_full_cache_loses_nothing(make_context, ids):
         generation.run(20)
     # Ten more positions, and the token sampled after the last of them.
     assert generation.n_generated == 11 and generation.n_past == 256
-    assert generation.tokens.tolist() == reference.tokens[:11].tolist()
+    assert generation.tokens == reference.tokens[:11]
     assert generation.stream.text == reference.stream.text[: len(generation.stream.text)]
     with pytest.raises(errors.NoKVSlotError):
         generation.step()
@@ -259,15 +259,15 @@ def test_a_sampler_that_never_selects(make_context, ids):
 
 
 def test_abort_and_go_on(make_context, ids):
-    expected = generate(make_context(), ids, 20).tokens.tolist()
+    expected = generate(make_context(), ids, 20).tokens
     context = make_context()
     generation = generate(context, ids, 5)
     context.abort()
     with pytest.raises(errors.DecodeAborted):
         generation.run(15)
-    assert generation.tokens.tolist() == expected[:5]
+    assert generation.tokens == expected[:5]
     generation.run(15)
-    assert generation.tokens.tolist() == expected
+    assert generation.tokens == expected
 
 
 # Special tokens
@@ -278,7 +278,7 @@ def test_control_tokens_are_text_only_when_asked_for(make_context, tiny_model, i
     for special, expected in ((False, b""), (True, b"<|im_start|>")):
         chain = Chain(LogitBias(tiny_model.n_vocab, {int(start): 1e9}), Greedy())
         generation = generate(make_context(), ids, 1, sampler=chain, special=special)
-        assert generation.tokens.tolist() == [start] and generation.stream.text == expected
+        assert generation.tokens == [start] and generation.stream.text == expected
 
 
 def test_characters_of_several_tokens_come_out_whole(make_context, tiny_model, ids):
@@ -302,7 +302,7 @@ def test_characters_of_several_tokens_come_out_whole(make_context, tiny_model, i
 def test_sequences_of_one_context_do_not_disturb_each_other(make_context, tiny_model, ids):
     prompts = [ids[:10], ids[5:12], ids[3:25]]
     exact = {"type_k": "f32", "type_v": "f32"}
-    expected = [generate(make_context(**exact), prompt, 12).tokens.tolist() for prompt in prompts]
+    expected = [generate(make_context(**exact), prompt, 12).tokens for prompt in prompts]
     context = make_context(n_seq_max=3, **exact)
     generations = []
     for seq, prompt in enumerate(prompts):
@@ -312,7 +312,7 @@ def test_sequences_of_one_context_do_not_disturb_each_other(make_context, tiny_m
     for _ in range(10):
         for generation in generations:
             generation.step()
-    assert [generation.tokens.tolist() for generation in generations] == expected
+    assert [generation.tokens for generation in generations] == expected
 
 
 def test_logits_of_another_sequence_are_not_sampled_from(make_context, ids):
@@ -342,7 +342,7 @@ def test_closed_things(make_context, make_model, tiny_models, ids):
     context = make_context()
     chain = Chain(Greedy())
     generation = generate(context, ids, 3, sampler=chain)
-    tokens = generation.tokens.tolist()
+    tokens = generation.tokens
     chain.close()
     for call in (generation.step, lambda: generation.run(3)):
         with pytest.raises(errors.ClosedError):
@@ -351,7 +351,7 @@ def test_closed_things(make_context, make_model, tiny_models, ids):
     for call in (generation.step, lambda: generation.run(3), lambda: generation.prefill(ids), generation.decode_next):
         with pytest.raises(errors.ClosedError):
             call()
-    assert generation.tokens.tolist() == tokens and generation.stream.take(all=True)
+    assert generation.tokens == tokens and generation.stream.take(all=True)
     with pytest.raises(errors.ClosedError):
         Generation(context, Chain(Greedy()))
 

@@ -76,7 +76,7 @@ Model(PATH).close()
 
 PREFILL = """
 model = Model(PATH)
-tokens = model.vocab.tokenize("The quick brown fox jumps over the lazy dog. " * 300)[:2000]
+tokens = model.vocab.tokenize_array("The quick brown fox jumps over the lazy dog. " * 300)[:2000]
 context = Context(model, n_ctx=2048, n_batch=2048)
 context.decode(Batch.from_arrays(tokens[:8]))
 expected = context.logits.copy()
@@ -97,7 +97,7 @@ for call in (
 GENERATE = """
 model = Model(PATH)
 prompt = model.vocab.tokenize("Once upon a time")
-never = {int(token): float("-inf") for token in model.vocab.eog_tokens}
+never = dict.fromkeys(model.vocab.eog_tokens, float("-inf"))
 
 def generation():
     context = Context(model, n_ctx=2048)
@@ -124,7 +124,7 @@ assert list(whole.tokens) == list(first.tokens)
 WAITING = """
 model = Model(PATH)
 context = Context(model, n_ctx=2048, n_batch=2048)
-tokens = model.vocab.tokenize("The quick brown fox jumps over the lazy dog. " * 300)[:2000]
+tokens = model.vocab.tokenize_array("The quick brown fox jumps over the lazy dog. " * 300)[:2000]
 def long_decode():
     try:
         context.decode(Batch.from_arrays(tokens))
@@ -264,7 +264,7 @@ def test_abort_ends_the_next_decode_when_none_runs(decoded):
 
 
 def test_abort_of_a_generation_keeps_its_tokens(make_context, tiny_model):
-    never = {int(token): float("-inf") for token in tiny_model.vocab.eog_tokens}
+    never = dict.fromkeys(tiny_model.vocab.eog_tokens, float("-inf"))
     context = make_context(n_ctx=4096)
     generation = Generation(context, Chain(LogitBias(tiny_model.n_vocab, never), Dist(1)))
     generation.prefill([1, 5])

@@ -107,7 +107,7 @@ for character in ("a", "1", " ", ".", "\\n", "\\u00e9", "\\u4e2d"):
         tokenize()
         threading.stack_size(512 * 1024)
         run_threads(tokenize)
-        assert (tokens[0] == tokens[1]).all()
+        assert tokens[0] == tokens[1]
     except errors.TokenizeError as exception:
         assert "run" in str(exception) or "long" in str(exception)
 """

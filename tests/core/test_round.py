@@ -76,7 +76,7 @@ def contexts(request: pytest.FixtureRequest, make_context: Callable[..., Context
 
 @pytest.fixture
 def ends(tiny_model: Model) -> dict[int, float]:
-    return dict.fromkeys(tiny_model.vocab.eog_tokens.tolist(), -INF)
+    return dict.fromkeys(tiny_model.vocab.eog_tokens, -INF)
 
 
 @pytest.fixture

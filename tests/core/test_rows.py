@@ -23,7 +23,7 @@ def context(make_context: Callable[..., Context]) -> Context:
 
 
 def no_end(model: Model) -> LogitBias:
-    return LogitBias(model.n_vocab, dict.fromkeys(model.vocab.eog_tokens.tolist(), -np.inf))
+    return LogitBias(model.n_vocab, dict.fromkeys(model.vocab.eog_tokens, -np.inf))
 
 
 def test_each_row_is_the_text_it_would_be_alone(context: Context, tiny_model: Model) -> None:
@@ -39,7 +39,7 @@ def test_each_row_is_the_text_it_would_be_alone(context: Context, tiny_model: Mo
             generation = Generation(alone, Chain(no_end(tiny_model), Temp(0.9), Dist(i)))
             generation.prefill(ids)
             generation.run(12)
-            assert row.tokens == generation.tokens.tolist()
+            assert row.tokens == generation.tokens
             assert row.stream.take(all=True) == generation.stream.take(all=True)
         assert (row.n_generated, row.finish_reason, row.error) == (12, None, None)
 
@@ -64,7 +64,7 @@ def test_what_one_sampler_raises_concerns_no_other(context: Context) -> None:
 
 
 def test_the_end_of_a_text(context: Context, tiny_model: Model) -> None:
-    eog = int(tiny_model.vocab.eog_tokens[0])
+    eog = tiny_model.vocab.eog_tokens[0]
     ends = Row(Chain(LogitBias(tiny_model.n_vocab, {eog: 1e9}), Greedy()))
     goes_on = Row(Chain(no_end(tiny_model), Greedy()))
     indices = started(context)
@@ -262,7 +262,7 @@ def test_a_sampler_that_fails_concerns_its_row_only(context: Context, tiny_model
 
 
 def test_ends_in_decode_rows(context: Context, tiny_model: Model) -> None:
-    eog = int(tiny_model.vocab.eog_tokens[0])
+    eog = tiny_model.vocab.eog_tokens[0]
     batch, indices = prompt_batch()
     rows = [Row(Chain(LogitBias(tiny_model.n_vocab, {eog: np.inf}), Greedy())), *drawing(tiny_model)[1:]]
     found = decode_rows(context, batch, rows, indices)
@@ -306,7 +306,7 @@ def test_ctrl_c_in_decode_rows(context: Context, tiny_model: Model) -> None:
         signal.raise_signal(signal.SIGINT)
 
     rows, (batch, indices) = drawing(tiny_model), prompt_batch()
-    eog = int(tiny_model.vocab.eog_tokens[0])
+    eog = tiny_model.vocab.eog_tokens[0]
     rows[0] = Row(Chain(LogitBias(tiny_model.n_vocab, {eog: np.inf}), Greedy()))
     rows[2] = Row(Chain(PythonSampler(interrupt), Greedy()))
     with pytest.raises(KeyboardInterrupt):

@@ -1,5 +1,6 @@
 """Text to tokens and back, and what a vocabulary tells about its tokens."""
 
+import ast
 import re
 import threading
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import pyllm
 from pyllm import enums, errors
 from pyllm.core.model import Model
 from pyllm.core.vocab import Vocab
@@ -28,13 +30,57 @@ def spm(load) -> Vocab:
     return load("llama", vocab="spm").vocab
 
 
+# Lists and arrays
+
+
+def test_adding_to_token_ids_appends(vocab):
+    # An array would add the number to every id, or the ids to each other, and give other tokens without an error.
+    ids = vocab.tokenize("the people", add_special=False)
+    more = [314]
+    assert ids + more == [*ids, 314] and more + ids == [314, *ids] and ids + ids == [*ids, *ids]
+    assert all(type(token) is int for token in ids)
+    assert vocab.eog_tokens + more == [*vocab.eog_tokens, 314] and vocab.suppress_tokens + more == [314]
+
+
+def test_arrays_of_token_ids_say_so_in_their_name(vocab):
+    ids = vocab.tokenize_array("the people", add_special=False)
+    assert ids.dtype == np.int32 and ids.ndim == 1 and ids.flags.writeable
+    assert ids.tolist() == vocab.tokenize("the people", add_special=False)
+    text, arguments = "a<|im_end|>b", {"add_special": False, "parse_special": True}
+    assert vocab.tokenize_array(text, **arguments).tolist() == vocab.tokenize(text, **arguments)
+
+
+def annotations() -> dict[str, str]:
+    """What each function of the package is declared to return: "file:function" to the annotation."""
+    found = {}
+    package = Path(pyllm.__file__).parent
+    for path in [*package.rglob("*.py"), *package.rglob("*.pyi")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.returns is not None:
+                found[f"{path.relative_to(package)}:{node.name}"] = ast.unparse(node.returns)
+    return found
+
+
+def test_one_name_gives_one_type():
+    """Whichever object is asked, `tokenize` gives a list and `tokenize_array` an array."""
+    returned: dict[str, set[str]] = {}
+    for place, annotation in annotations().items():
+        # What a command of the command line or a route of the server gives is no list of ids.
+        if not place.startswith(("cli/", "server/")):
+            returned.setdefault(place.partition(":")[2], set()).add(annotation.replace("npt.", ""))
+    assert returned["tokenize"] == {"list[int]"}
+    assert returned["tokenize_array"] == returned["as_token_array"] == {"NDArray[np.int32]"}
+    # An array is asked for by name.
+    arrays = {name for name, types in returned.items() if "NDArray[np.int32]" in types}
+    assert {name for name in arrays if "tokenize" in name} == {"tokenize_array", "tokenize_marked_array"}
+
+
 # There and back
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_any_text_survives(vocab, text):
     ids = vocab.tokenize(text, add_special=False)
-    assert ids.dtype == np.int32 and ids.ndim == 1
     assert vocab.detokenize(ids) == text
     assert b"".join(vocab.pieces()[i] for i in ids) == text.encode()
 
@@ -68,7 +114,7 @@ def test_bytes_that_are_no_text_survive_in_spm(spm, data):
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_bytes_and_str_are_one(vocab, kind):
     expected = vocab.tokenize("the naïve people")
-    assert np.array_equal(vocab.tokenize(kind("the naïve people".encode())), expected)
+    assert vocab.tokenize(kind("the naïve people".encode())) == expected
 
 
 @pytest.mark.parametrize("text", [3, None, 1.5, ["a"]])
@@ -84,7 +130,7 @@ def test_lone_surrogates_are_no_text(vocab):
 
 def test_special_tokens(spm):
     plain = spm.tokenize("the", add_special=False)
-    assert spm.add_bos and np.array_equal(spm.tokenize("the"), [spm.bos, *plain])
+    assert spm.add_bos and spm.tokenize("the") == [spm.bos, *plain]
     assert spm.detokenize([spm.bos, *plain], remove_special=True).strip() == "the"
     assert spm.detokenize([spm.bos, *plain]) == "<s>the"
     assert spm.detokenize([spm.bos, *plain], unparse_special=False) == "the"
@@ -126,7 +172,7 @@ def test_upstreams_own_vocabularies(make_model, name):
     expected = [[int(i) for i in line.split()] for line in (UPSTREAM / f"{path.name}.out").read_text().split("\n")]
     checked = 0
     for text, ids in zip(texts, expected, strict=False):
-        assert vocab.tokenize(text, add_special=False).tolist() == ids, text
+        assert vocab.tokenize(text, add_special=False) == ids, text
         checked += 1
     assert checked > 30
 
@@ -137,7 +183,7 @@ def test_threads_share_a_vocabulary(vocab):
 
     def work():
         for _ in range(30):
-            if not np.array_equal(vocab.tokenize("the more people look " * 200), expected):
+            if vocab.tokenize("the more people look " * 200) != expected:
                 wrong.append(1)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -156,26 +202,26 @@ def test_threads_share_a_vocabulary(vocab):
     [[1, 2], (1, 2), range(1, 3), np.array([1, 2], np.int64), np.array([1, 2], np.uint8), np.array([1, 9, 2, 9])[::2]],
 )
 def test_token_ids_of_many_types(vocab, tokens):
-    ids = vocab.as_tokens(tokens)
+    ids = vocab.as_token_array(tokens)
     assert ids.dtype == np.int32 and ids.flags.c_contiguous and ids.tolist() == [1, 2]
     assert vocab.detokenize(tokens) == vocab.detokenize([1, 2])
 
 
 def test_no_tokens_at_all(vocab):
     for empty in ([], (), np.array([]), np.array([], np.int32)):
-        assert vocab.as_tokens(empty).shape == (0,)
+        assert vocab.as_token_array(empty).shape == (0,)
         assert vocab.detokenize(empty) == "" and vocab.detokenize_bytes(empty) == b""
 
 
 def test_int32_arrays_are_not_copied(vocab):
-    ids = vocab.tokenize("the more")
-    assert vocab.as_tokens(ids) is ids
+    ids = vocab.tokenize_array("the more")
+    assert vocab.as_token_array(ids) is ids
 
 
 @pytest.mark.parametrize("wild", [-1, -(2**31), 2**31 - 1, 2**31, 2**63 - 1, 10_000])
 def test_ids_out_of_range(vocab, wild):
     for call in (
-        lambda: vocab.as_tokens([1, wild]),
+        lambda: vocab.as_token_array([1, wild]),
         lambda: vocab.detokenize([wild]),
         lambda: vocab.token_to_piece(wild),
         lambda: vocab.text(wild),
@@ -189,7 +235,7 @@ def test_ids_out_of_range(vocab, wild):
 @pytest.mark.parametrize("tokens", [[1.5], [[1, 2]], "text", [None], np.float32([1])])
 def test_ids_that_are_no_ids(vocab, tokens):
     with pytest.raises(errors.InvalidArgumentError, match="integers in one dimension"):
-        vocab.as_tokens(tokens)
+        vocab.as_token_array(tokens)
 
 
 # What the vocabulary tells
@@ -239,8 +285,8 @@ def test_attributes_and_scores(spm):
 
 
 def test_end_of_generation(vocab):
-    assert vocab.eos in vocab.eog_tokens and vocab.eog_tokens.dtype == np.int32
-    assert vocab.eog_tokens.tolist() == [i for i in range(len(vocab)) if vocab.is_eog(i)]
+    assert vocab.eos in vocab.eog_tokens
+    assert vocab.eog_tokens == [i for i in range(len(vocab)) if vocab.is_eog(i)]
     end = vocab.tokenize("<|im_end|>", add_special=False, parse_special=True)[0]
     assert vocab.is_eog(end)
 
@@ -248,7 +294,7 @@ def test_end_of_generation(vocab):
 def test_tokens_for_filling_in_the_middle(vocab):
     for name in ("prefix", "suffix", "middle"):
         expected = vocab.tokenize(f"<|fim_{name}|>", add_special=False, parse_special=True)
-        assert [getattr(vocab, f"fim_{name[:3]}")] == expected.tolist()
+        assert [getattr(vocab, f"fim_{name[:3]}")] == expected
     assert vocab.fim_pad is None and vocab.fim_rep is None and vocab.fim_sep is None
 
 
@@ -259,9 +305,9 @@ def test_special_tokens_or_none(load):
     pieces = wpm.pieces()
     assert [pieces[i] for i in (wpm.bos, wpm.sep, wpm.mask, wpm.pad)] == [b"[CLS]", b"[SEP]", b"[MASK]", b"[PAD]"]
     assert (ugm.eos, ugm.pad, ugm.add_eos, ugm.add_bos) == (1, 0, True, False)
-    assert wpm.tokenize("the people").tolist()[0] == wpm.bos
-    assert ugm.tokenize("the people").tolist()[-1] == ugm.eos
-    assert all(vocab.suppress_tokens.shape == (0,) for vocab in (spm, wpm, ugm))
+    assert wpm.tokenize("the people")[0] == wpm.bos
+    assert ugm.tokenize("the people")[-1] == ugm.eos
+    assert all(vocab.suppress_tokens == [] for vocab in (spm, wpm, ugm))
 
 
 def test_a_real_vocabulary(smollm2):
@@ -269,7 +315,7 @@ def test_a_real_vocabulary(smollm2):
     assert (vocab.n_tokens, vocab.type) == (49152, enums.VocabType.BPE)
     ids = vocab.tokenize("Hello world")
     assert vocab.detokenize(ids) == "Hello world" and len(ids) == 2
-    assert vocab.text(int(ids[1])) == "Ġworld"
+    assert vocab.text(ids[1]) == "Ġworld"
     assert vocab.detokenize([vocab.eos]) == "<|im_end|>" and vocab.is_eog(vocab.eos)
 
 
@@ -286,9 +332,10 @@ def test_a_vocabulary_of_a_closed_model(make_model, tiny_models):
     vocab = model.vocab
     assert model.vocab is vocab and vocab.address != 0 and "SPM" in repr(vocab)
     model.close()
-    still_there = ("n_tokens", "as_tokens", "tokenize_address")  # nothing of the model is read
+    still_there = ("n_tokens", "as_token_array", "tokenize_address")  # nothing of the model is read
     calls = [name for name in dir(vocab) if not name.startswith("_") and name not in still_there]
-    arguments = {"tokenize": ("a",), "detokenize": ([1],), "detokenize_bytes": ([1],), "pieces": ()}
+    arguments = {"tokenize": ("a",), "tokenize_array": ("a",), "pieces": ()}
+    arguments |= {"detokenize": ([1],), "detokenize_bytes": ([1],)}
     for name in calls:
         with pytest.raises(errors.ClosedError, match="closed"):
             value = getattr(vocab, name)
@@ -310,4 +357,4 @@ def test_no_vocabulary_without_a_model():
 @pytest.mark.parametrize("text", [bytearray(b"hi"), memoryview(b"hi")])
 def test_bytes_in_disguise_are_no_token_ids(vocab, text):
     with pytest.raises(errors.InvalidArgumentError, match="is text"):
-        vocab.as_tokens(text)
+        vocab.as_token_array(text)

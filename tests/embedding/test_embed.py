@@ -62,7 +62,7 @@ def test_shapes_and_types(bert):
 
 def test_every_form_of_input(bert):
     expected = bert.embed(TEXTS[0])
-    ids = bert.vocab.tokenize(TEXTS[0])
+    ids = bert.vocab.tokenize_array(TEXTS[0])
     one = [TEXTS[0], TEXTS[0].encode(), ids, ids.tolist(), tuple(ids.tolist()), ids.astype(np.int64), list(ids)]
     one += [bytearray(TEXTS[0].encode()), memoryview(TEXTS[0].encode()), memoryview(ids.astype(np.int64))]
     for text in one:

@@ -90,7 +90,7 @@ def test_texts_never_become_control_tokens(reranker, with_template, evil):
             np.isin(form.tokens(q, d), special).sum() for q, d in ((QUERY, "no way"), (QUERY, evil), (evil, "no"))
         ]
         assert len(set(counts)) == 1
-        inner = llm.vocab.tokenize(evil, add_special=False).tolist()
+        inner = llm.vocab.tokenize(evil, add_special=False)
         tokens = form.tokens(QUERY, evil).tolist()
         assert any(tokens[i : i + len(inner)] == inner for i in range(len(tokens)))
 

@@ -16,7 +16,7 @@ LONG = "could more people look at the number of the time " * 70
 
 @pytest.fixture(scope="module")
 def ids(bert):
-    tokens = bert.vocab.tokenize(LONG)
+    tokens = bert.vocab.tokenize_array(LONG)
     assert len(tokens) > 1000
     return tokens
 

@@ -150,7 +150,7 @@ def test_whatever_ends_or_shapes_a_text(make_engine: Callable[..., Engine], plai
         {"logprobs": 3},
         {"grammar": 'root ::= ("a" [0-9])+'},
         {"choices": ["yes", "no"]},
-        {"logit_bias": {int(token): 100 for token in plain.vocab.eog_tokens}},
+        {"logit_bias": dict.fromkeys(plain.vocab.eog_tokens, 100)},
         {"logits_processor": only_even},
         {"stopping_criteria": enough},
         {"logits_processor": only_even, "stopping_criteria": enough, "logprobs": 2},
@@ -311,7 +311,7 @@ def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain:
 def test_a_text_that_fills_the_cache(make_engine: Callable[..., Engine], plain: Llama) -> None:
     for arguments in ({"speculative": NGRAM}, {"speculative": DRAFT, "draft": plain.model.path}):
         engine = make_engine(n_ctx=256, **arguments)
-        bias = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+        bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
         got = engine.complete(PROMPT, temperature=0, logit_bias=bias)
         assert (got.finish_reason, len(got.tokens)) == ("length", 256 - len(PROMPT) + 1)
         assert got.tokens == plain(PROMPT, max_tokens=len(got.tokens), temperature=0, logit_bias=bias).tokens
@@ -334,7 +334,7 @@ def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., 
     """llama.cpp may have less room than was counted."""
     engine = make_engine(n_ctx=256, speculative=NGRAM)
     engine._cache.ledger.n_cells = 2000
-    bias = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+    bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
     got = engine.complete(PROMPT, max_tokens=256 - len(PROMPT), temperature=0, logit_bias=bias)
     assert len(got.tokens) == 256 - len(PROMPT)
     quiet(engine)
@@ -365,7 +365,7 @@ def test_a_kept_view_of_logits_only_stops_drafts(make_engine: Callable[..., Engi
 
 def test_cancelled_in_the_middle(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(speculative=NGRAM)
-    bias = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+    bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
     for i in range(8):
         job = engine.submit(PROMPT, max_tokens=400, temperature=0, logit_bias=bias, logits_processor=slow)
         if i % 2:

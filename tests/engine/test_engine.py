@@ -85,7 +85,7 @@ def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm:
 
 def test_a_text_that_fills_the_cache_ends(tiny_model: Model) -> None:
     with Engine(tiny_model, n_ctx=256, n_parallel=2, n_threads=1) as engine:
-        bias = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+        bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
         ended = engine.complete([5, 6], temperature=0, logit_bias=bias)
         assert ended.finish_reason == "length"
         assert len(ended.tokens) == 255

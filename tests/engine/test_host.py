@@ -19,7 +19,7 @@ EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flas
 
 
 def forbidden(model: Model) -> dict[int, float]:
-    return {int(token): -np.inf for token in model.vocab.eog_tokens}
+    return dict.fromkeys(model.vocab.eog_tokens, -np.inf)
 
 
 @pytest.fixture(scope="module")

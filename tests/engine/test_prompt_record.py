@@ -108,7 +108,7 @@ def test_deterministic_requests_have_them_too(engine: Engine, llm: Llama) -> Non
 
 
 def test_the_token_that_ends_the_text_has_a_number(engine: Engine, llm: Llama) -> None:
-    ends = engine.vocab.eog_tokens.tolist()
+    ends = engine.vocab.eog_tokens
     settings: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 1}
     settings["logit_bias"] = dict.fromkeys(ends, 1000.0)
     for found in (engine.complete([5, 6, 7], **settings), llm([5, 6, 7], **settings)):
@@ -125,7 +125,7 @@ def test_offsets(smollm2: Model) -> None:
     """Each token stands where its offset says, in texts and in prompts with control tokens."""
     with Engine(smollm2, n_ctx=512, n_parallel=2) as engine:
         text = "<|im_start|>user\nHow naïve is it?<|im_end|>\n"
-        ids = engine.vocab.tokenize(text, parse_special=True)
+        ids = engine.vocab.tokenize_array(text, parse_special=True)
         for prompt in (text, ids):
             found = engine.complete(prompt, max_tokens=3, temperature=0, echo=True, logprobs=0)
             logprobs = found.logprobs

@@ -23,7 +23,7 @@ def test_prompts_that_begin_alike(load: Callable[..., Model], arch: str) -> None
         with Llama(model, n_ctx=256, n_threads=1) as llm:
             return llm(prompt, max_tokens=6, temperature=0, cache_prompt=False).tokens
 
-    unending = {int(token): -np.inf for token in model.vocab.eog_tokens}
+    unending = dict.fromkeys(model.vocab.eog_tokens, -np.inf)
     with Engine(model, n_ctx=512, n_parallel=3, n_threads=1, n_batch=64) as engine:
         for _ in range(2):
             found = engine.generate(prompts, max_tokens=6, temperature=0)

@@ -60,7 +60,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def endless(engine: Engine) -> dict[int, float]:
     """A bias with which no text ends by itself."""
-    return {int(token): -np.inf for token in engine.vocab.eog_tokens}
+    return dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
 
 
 def quiet(engine: Engine) -> None:
@@ -225,7 +225,7 @@ def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
 
 @pytest.mark.parametrize("hidden", [0, 100])
 def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden: int) -> None:
-    bias = {int(token): -np.inf for token in llm.vocab.eog_tokens}
+    bias = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
     arguments: dict[str, Any] = {"max_tokens": 50, "temperature": 0, "logit_bias": bias}
     alone = [llm(prompt, **arguments).tokens for prompt in PROMPTS[:4]]
     settings = {"n_ctx": 256, "n_parallel": 4, "kv_unified": True, "cache_prompt": False}
@@ -544,7 +544,7 @@ def open_files():
 
 atexit.register(open_files)
 engine = Engine(PATH, n_ctx=30000, n_parallel=1, n_threads=1)
-bias = {int(token): -np.inf for token in engine.vocab.eog_tokens}
+bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
 
 async def main():
     job = await AsyncEngine(engine).submit([5, 6], listener=lambda event: None, logit_bias=bias)

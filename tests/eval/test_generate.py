@@ -32,7 +32,7 @@ def test_texts_are_those_of_a_llama(load, arch, arguments):
 
 
 def test_stop_strings_end_a_text(tiny_model: Model, make_context):
-    tokens = tiny_model.vocab.tokenize("the people look at")
+    tokens = tiny_model.vocab.tokenize_array("the people look at")
     with Llama(tiny_model, n_ctx=256, n_threads=1) as llm:
         whole = llm(tokens, max_tokens=20, temperature=0).text
     stop = whole[6:9]

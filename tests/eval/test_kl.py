@@ -22,7 +22,7 @@ def other(load):
 
 @pytest.fixture(scope="module")
 def tokens(tiny_model):
-    return tiny_model.vocab.tokenize(corpus.text(10))[:200]
+    return tiny_model.vocab.tokenize_array(corpus.text(10))[:200]
 
 
 def rows_by_hand(model, tokens):

@@ -36,7 +36,7 @@ def by_hand(model, tokens, n_ctx):
 @pytest.mark.parametrize(("n_ctx", "n_batch"), [(32, 128), (32, 32), (48, 16), (33, 10)])
 def test_perplexity_is_that_of_plain_decodes(load, arch, n_ctx, n_batch):
     model = load(arch)
-    tokens = model.vocab.tokenize(corpus.text(8))[:200]
+    tokens = model.vocab.tokenize_array(corpus.text(8))[:200]
     result = perplexity(model, tokens, n_ctx=n_ctx, n_batch=n_batch, **EXACT)
     expected = by_hand(model, tokens, n_ctx)
     assert np.allclose(result.token_nll, expected, atol=1e-3)
@@ -49,7 +49,7 @@ def test_perplexity_is_that_of_plain_decodes(load, arch, n_ctx, n_batch):
 
 
 def test_chunks_can_be_limited_and_watched(tiny_model):
-    tokens = tiny_model.vocab.tokenize(corpus.text(10))
+    tokens = tiny_model.vocab.tokenize_array(corpus.text(10))
     seen = []
     few = perplexity(
         tiny_model, tokens, n_ctx=32, n_batch=64, n_chunks=3, progress=lambda *done: seen.append(done), **EXACT
@@ -61,7 +61,7 @@ def test_chunks_can_be_limited_and_watched(tiny_model):
 
 
 def test_a_context_of_ones_own(tiny_model, make_context):
-    tokens = tiny_model.vocab.tokenize(corpus.text(10))
+    tokens = tiny_model.vocab.tokenize_array(corpus.text(10))
     expected = perplexity(tiny_model, tokens, n_ctx=32, **EXACT)
     for arguments in ({"n_seq_max": 1}, {"n_seq_max": 3}, {"n_seq_max": 3, "kv_unified": True}):
         context = make_context(n_ctx=768, type_k="f32", type_v="f32", flash_attn_type="disabled", **arguments)

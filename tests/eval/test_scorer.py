@@ -138,7 +138,7 @@ def test_a_llama_keeps_its_own_memory(tiny_model, ids):
 def test_tokens_at_the_border_belong_to_the_continuation(tiny_model):
     vocab = tiny_model.vocab
     text = "the more people look at the number, the more they find out about the time"
-    whole = vocab.tokenize(text)
+    whole = vocab.tokenize_array(text)
     prefixes = {cut: common_prefix(vocab.tokenize(text[:cut]), whole) for cut in range(5, len(text) - 5)}
     # Somewhere in the middle of a token.
     cut, first = next((cut, n) for cut, n in prefixes.items() if n < len(vocab.tokenize(text[:cut])))

@@ -72,7 +72,7 @@ def test_layers_after_a_gap_move_up(example, tiny_models, tmp_path, make_model):
 @pytest.mark.parametrize("scale", [0.0, 1.0, 2.5])
 def test_guidance_is_what_the_formula_says(example, tiny_model, make_context, scale):
     prompts = [PROMPT, "he had one word"]
-    others = [tiny_model.vocab.tokenize(prompt).tolist() for prompt in prompts]
+    others = [tiny_model.vocab.tokenize(prompt) for prompt in prompts]
     plain = make_context(**EXACT)
 
     def guide(logprobs, ids):
@@ -99,7 +99,7 @@ def test_contrast_leaves_what_is_plausible(example):
 
 @pytest.mark.parametrize("beta", [0.0, 1.0])
 def test_two_models_write_one_text(example, weak_path, tiny_model, make_model, make_context, beta):
-    ids = tiny_model.vocab.tokenize(PROMPT)
+    ids = tiny_model.vocab.tokenize_array(PROMPT)
     weak = make_model(weak_path)
     amateur = make_context(weak, **EXACT)
 
@@ -135,7 +135,7 @@ def test_layers_are_contrasted_as_the_lens_shows_them(
     monkeypatch.setattr(dola, "CANDIDATES", range(1, 4))
     with GGUFReader(path) as file:
         weights = [file.tensor(f"{name}.weight") for name in ("output_norm", "output")]
-    ids = model.vocab.tokenize(PROMPT).tolist()
+    ids = model.vocab.tokenize(PROMPT)
     written = list(islice(dola.write(make_context(model, capture=True, **EXACT), ids, *weights, beta), 6))
 
     with Interp(model, n_ctx=128, n_threads=1) as lab:
@@ -185,7 +185,7 @@ def test_speculative_samples_are_the_targets(
 ):
     """Pairs of tokens, counted, beside their probabilities under the target alone."""
     temp, n = 0.6, 2000
-    ids = tiny_model.vocab.tokenize(PROMPT).tolist()
+    ids = tiny_model.vocab.tokenize(PROMPT)
     other = make_model(weak_path if draft == "shallow" else tiny_models.make("llama", seed=9))
     contexts = [make_context(model, **EXACT) for model in (tiny_model, other)]
     rounds = example("speculative_by_hand").rounds

@@ -63,14 +63,14 @@ for order in orders[:: int(sys.argv[2])]:
     context.decode(Batch.from_arrays([5]))
     logits = np.asarray(context.logits)
     before = logits.copy()
-    tokens = list(vocab.tokenize("the cat"))
+    tokens = vocab.tokenize("the cat")
     alive = weakref.ref(model)
     for name in order:
         del globals()[name]
         if "logits" in globals():
             assert (logits == before).all()
         if "vocab" in globals():
-            assert list(vocab.tokenize("the cat")) == tokens
+            assert vocab.tokenize("the cat") == tokens
         if "memory" in globals():
             assert memory.pos_max(0) >= 0
         if "generation" in globals():

@@ -50,7 +50,7 @@ def late():
     context.memory.clear()
     context.decode(Batch.from_arrays([1, 2]))
     assert chain.clone() and Greedy().sample(context) >= 0
-    assert Model(PATH).vocab.tokenize("the cat").size
+    assert Model(PATH).vocab.tokenize("the cat")
 atexit.register(late)
 """,
     "used in __del__ while modules go": """
@@ -172,7 +172,7 @@ def work():
 """,
     "generating": """
 model = Model(PATH)
-bias = {int(token): float("-inf") for token in model.vocab.eog_tokens}
+bias = dict.fromkeys(model.vocab.eog_tokens, float("-inf"))
 def work():
     while True:
         generation = Generation(

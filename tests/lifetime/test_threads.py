@@ -101,13 +101,13 @@ def test_one_sampler_in_many_threads(make_context):
 
 
 def test_one_vocabulary_in_many_threads(tiny_model):
-    expected = [list(tiny_model.vocab.tokenize(prompt)) for prompt in PROMPTS]
-    assert together(lambda i: [list(tiny_model.vocab.tokenize(p)) for p in PROMPTS]) == [expected] * N_THREADS
+    expected = [tiny_model.vocab.tokenize(prompt) for prompt in PROMPTS]
+    assert together(lambda i: [tiny_model.vocab.tokenize(p) for p in PROMPTS]) == [expected] * N_THREADS
 
 
 def test_progress_can_be_read_while_it_runs(make_context, tiny_model):
     context = make_context(n_ctx=512)
-    eog = {int(token) for token in tiny_model.vocab.eog_tokens}
+    eog = set(tiny_model.vocab.eog_tokens)
     generation = Generation(context, Chain(Greedy()))
     generation.prefill(tiny_model.vocab.tokenize(PROMPTS[0]))
     thread = threading.Thread(target=generation.run, args=(400,))
@@ -243,7 +243,7 @@ run_threads(sample, sample, rebuild)
 """,
     "a generation driven by several": """
 model = Model(PATH)
-bias = {int(token): float("-inf") for token in model.vocab.eog_tokens}
+bias = dict.fromkeys(model.vocab.eog_tokens, float("-inf"))
 for _ in range(5):
     context = Context(model, n_ctx=512, n_threads=1)
     generation = Generation(context, Chain(LogitBias(model.n_vocab, bias), Dist(1)))

@@ -20,7 +20,7 @@ LONG = {"max_tokens": 100_000, "temperature": 0}
 def llm(tiny_model):
     with Llama(tiny_model, n_ctx=8192, n_batch=512, n_threads=1) as llm:
         # Nothing ends the text by itself.
-        llm.forbidden = dict.fromkeys(llm.vocab.eog_tokens.tolist(), float("-inf"))
+        llm.forbidden = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
         yield llm
 
 
@@ -83,7 +83,7 @@ class TestAbort:
 
     def test_texts_at_once(self, tiny_model):
         with Llama(tiny_model, n_ctx=1024, n_threads=1, n_seq_max=2, kv_unified=True) as wide:
-            forbidden = dict.fromkeys(wide.vocab.eog_tokens.tolist(), float("-inf"))
+            forbidden = dict.fromkeys(wide.vocab.eog_tokens, float("-inf"))
             chunks = []
             for chunk in wide.stream(PROMPT, max_tokens=300, n=2, seed=1, logit_bias=forbidden):
                 chunks.append(chunk)

@@ -147,7 +147,7 @@ def test_scores_are_those_of_the_texts(load, arch, kv_unified):
     assert [choice.score for choice in result.choices] == sorted((c.score for c in result.choices), reverse=True)
     assert len({choice.tokens for choice in result.choices}) == 4
     for choice in result.choices:
-        ended = [int(model.vocab.eog_tokens[0])] if choice.finish_reason == "stop" else []
+        ended = [model.vocab.eog_tokens[0]] if choice.finish_reason == "stop" else []
         expected = score_of(model, ids, [*choice.tokens, *ended])
         if len(model.vocab.eog_tokens) == 1 or not ended:
             assert choice.score == pytest.approx(expected, abs=2e-3)

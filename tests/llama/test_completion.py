@@ -64,7 +64,7 @@ class TestShape:
         json.dumps([dict(chunk) for chunk in chunks])
 
     def test_minus_one_is_no_limit(self, llm):
-        forbidden = dict.fromkeys(llm.vocab.eog_tokens.tolist(), -math.inf)
+        forbidden = dict.fromkeys(llm.vocab.eog_tokens, -math.inf)
         n = llm.context.n_ctx_seq
         ids = [5] * (n - 6)
         assert llm(ids, max_tokens=-1, logit_bias=forbidden).usage.completion_tokens == 7
@@ -260,7 +260,7 @@ class TestInfill:
             "the <s>", suffix="at", max_tokens=2, seed=1, logits_processor=lambda ids, logits: seen.append(ids.copy())
         )
         vocab = llm.vocab
-        prefix, suffix = (vocab.tokenize(text, add_special=False).tolist() for text in ("the <s>", "at"))
+        prefix, suffix = (vocab.tokenize(text, add_special=False) for text in ("the <s>", "at"))
         assert seen[0].tolist() == [vocab.bos, vocab.fim_pre, *prefix, vocab.fim_suf, *suffix, vocab.fim_mid]
         # Text is text: what looks like a control token in it is none.
         assert vocab.bos not in prefix
@@ -274,7 +274,7 @@ class TestInfill:
         seen = []
         llm("the", suffix="at", spm_infill=True, max_tokens=1, logits_processor=lambda ids, _: seen.append(ids.copy()))
         vocab = llm.vocab
-        prefix, suffix = (vocab.tokenize(text, add_special=False).tolist() for text in ("the", "at"))
+        prefix, suffix = (vocab.tokenize(text, add_special=False) for text in ("the", "at"))
         assert seen[0].tolist() == [vocab.bos, vocab.fim_suf, *suffix, vocab.fim_pre, *prefix, vocab.fim_mid]
         with pytest.raises(errors.InvalidArgumentError, match="spm_infill=True would have no effect"):
             llm("the", spm_infill=True)

@@ -123,7 +123,7 @@ class TestLimits:
         with Llama(smollm2_path, n_ctx=256) as small:
             n = small.context.n_ctx_seq
             completion = small(
-                [1000] * (n - 3), temperature=0, logit_bias=dict.fromkeys(small.vocab.eog_tokens.tolist(), -np.inf)
+                [1000] * (n - 3), temperature=0, logit_bias=dict.fromkeys(small.vocab.eog_tokens, -np.inf)
             )
             assert completion.finish_reason == "length"
             assert completion.usage.completion_tokens == 4

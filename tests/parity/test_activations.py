@@ -32,7 +32,7 @@ def lab(smollm2_f32):
 
 @pytest.fixture(scope="module")
 def tokens(lab):
-    return lab.tokenize(TEXT)
+    return lab.tokenize_array(TEXT)
 
 
 @pytest.fixture(scope="module")

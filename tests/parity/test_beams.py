@@ -100,7 +100,7 @@ def test_a_tiny_random_model(tiny_models, search):
             with torch.no_grad():
                 found = reference.generate(
                     torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False,
-                    max_new_tokens=20, eos_token_id=[int(token) for token in llm.vocab.eog_tokens], pad_token_id=0,
+                    max_new_tokens=20, eos_token_id=llm.vocab.eog_tokens, pad_token_id=0,
                     stopping_criteria=transformers.StoppingCriteriaList([Ends()]),
                     output_scores=True, return_dict_in_generate=True, **search,
                 )  # fmt: skip

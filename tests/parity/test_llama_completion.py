@@ -54,7 +54,7 @@ def test_eight_in_one_batch_differ_only_where_the_margin_is_small(model_path):
     prompt = "The three most important rules of cooking are"
     n_seq, n_gen = 8, 48
     with Model(model_path) as model:
-        ids = model.vocab.tokenize(prompt)
+        ids = model.vocab.tokenize_array(prompt)
         alone = _greedy(model, ids, 1, n_gen)
         together = _greedy(model, ids, n_seq, n_gen)
     for tokens, margins in zip(*together, strict=True):

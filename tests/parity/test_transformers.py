@@ -24,7 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def tokens(smollm2_f32):
     with Model(smollm2_f32, vocab_only=True) as model:
-        return model.vocab.tokenize(8 * TEXT)[:256]
+        return model.vocab.tokenize_array(8 * TEXT)[:256]
 
 
 @pytest.fixture(scope="module")

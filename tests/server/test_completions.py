@@ -69,7 +69,7 @@ def test_a_stream_that_asks_for_no_usage_has_none(server) -> None:
 
 def test_prompts_of_all_kinds(client, llm) -> None:
     texts = ["the cat", "no way", "more people"]
-    ids = [llm.vocab.tokenize(text, add_special=True, parse_special=True).tolist() for text in texts]
+    ids = [llm.vocab.tokenize(text, add_special=True, parse_special=True) for text in texts]
     expected = [llm(one, max_tokens=4, temperature=0).text for one in texts]
     for prompt in (texts, ids):
         answer = client.completions.create(model="m", prompt=prompt, max_tokens=4, temperature=0)
@@ -120,7 +120,7 @@ def test_echo(client, llm) -> None:
 
 
 def test_logit_bias(client, llm) -> None:
-    token = llm.vocab.tokenize(" people", add_special=False).tolist()[0]
+    token = llm.vocab.tokenize(" people", add_special=False)[0]
     answer = client.completions.create(model="m", prompt="the", max_tokens=3, logit_bias={str(token): 100}, logprobs=0)
     piece = llm.vocab.token_to_piece(token).decode()
     assert answer.choices[0].logprobs.tokens == [piece] * 3
@@ -144,7 +144,7 @@ def test_logprobs(client, llm) -> None:
 
 
 def test_logprobs_of_the_prompt(client, server, llm) -> None:
-    text, ids = "the cat sat", llm.vocab.tokenize("more people look", parse_special=True).tolist()
+    text, ids = "the cat sat", llm.vocab.tokenize("more people look", parse_special=True)
     for prompt in (text, ids):
         for max_tokens in (0, 1, 4):
             settings: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0, "echo": True, "logprobs": 2}

@@ -41,7 +41,7 @@ def test_vectors_with_openais_client(vectors, bert) -> None:
         np.testing.assert_allclose(found, bert.embed(TEXTS), rtol=1e-5, atol=1e-6)
         plain = client.embeddings.create(model="m", input=TEXTS[0], encoding_format="float", dimensions=8)
         assert len(plain.data[0].embedding) == 8
-        ids = bert.vocab.tokenize(TEXTS[0]).tolist()
+        ids = bert.vocab.tokenize(TEXTS[0])
         assert len(client.embeddings.create(model="m", input=[ids, ids]).data) == 2
 
 
@@ -86,7 +86,7 @@ def test_a_reranker(start, tiny_models) -> None:
 
 
 def test_vectors_in_llama_servers_shape(vectors, bert) -> None:
-    ids = bert.vocab.tokenize(TEXTS[0]).tolist()
+    ids = bert.vocab.tokenize(TEXTS[0])
     inputs = [TEXTS[0], ids, {"content": TEXTS[0]}, {"content": [{"type": "text", "text": TEXTS[0]}]}]
     expected = bert.embed(TEXTS[0])
     for path, body in (
@@ -203,7 +203,7 @@ def test_a_text_that_is_too_long_says_what_a_client_can_do(vectors, bert) -> Non
 
 def test_texts_end_at_a_number_of_tokens(vectors, bert) -> None:
     # With the two tokens around it, as vLLM counts them.
-    ids = bert.vocab.tokenize("the cat sat").tolist()
+    ids = bert.vocab.tokenize("the cat sat")
     answer = vectors.post("/v1/embeddings", {"input": "the cat sat", "truncate_prompt_tokens": 4}).json()
     assert answer["usage"]["prompt_tokens"] == 4 < len(ids)
     expected = bert.embed([*ids[:3], ids[-1]])
@@ -214,7 +214,7 @@ def test_texts_end_at_a_number_of_tokens(vectors, bert) -> None:
 
 def test_a_blank_text_among_others(vectors, bert) -> None:
     """It has the vector of the tokens around every text, as in llama-server and sentence-transformers."""
-    around = bert.vocab.tokenize("").tolist()
+    around = bert.vocab.tokenize("")
     assert len(around) == 2
     for blank in ("", " ", "\n"):
         answer = vectors.post("/v1/embeddings", {"input": [TEXTS[0], blank, TEXTS[1]]}).json()
@@ -245,7 +245,7 @@ def test_a_vector_that_has_no_direction(start, bert, monkeypatch) -> None:
 
 
 def test_lists_of_texts_and_ids_as_llama_server_takes_them(vectors, bert) -> None:
-    ids = bert.vocab.tokenize(TEXTS[0]).tolist()
+    ids = bert.vocab.tokenize(TEXTS[0])
     expected = bert.embed(ids)
     inputs = [ids, [*ids[:2], " " + TEXTS[0].partition(" ")[2], ids[-1]], {"prompt_string": TEXTS[0]}]
     answer = vectors.post("/v1/embeddings", {"input": inputs}).json()
@@ -266,7 +266,7 @@ def test_ids_of_another_tokenizer_are_refused(vectors, bert) -> None:
         assert "check_embedding_ctx_length=False" in error["message"]
     # These exist in the model too, whose tokenizer has one token for "the".
     index = {bert.vocab.text(i): i for i in range(n_vocab)}
-    assert bert.vocab.tokenize("the", add_special=False).tolist() == [index["▁the"]]
+    assert bert.vocab.tokenize("the", add_special=False) == [index["▁the"]]
     foreign = [index["▁t"], index["h"], index["e"]] * 6
     error = vectors.post("/v1/embeddings", {"input": [foreign]}).json()["error"]
     assert (error["param"], error["code"]) == ("input[0]", "invalid_token_ids")
@@ -277,8 +277,8 @@ def test_ids_of_another_tokenizer_are_refused(vectors, bert) -> None:
 def test_ids_of_the_models_own_tokenizer_are_taken(vectors, bert) -> None:
     """Those of whole texts, and pieces of a certain length as clients cut them."""
     text = " ".join(TEXTS * 6) + " xyzzy äöü 語 [CLS] people"
-    ids = bert.vocab.tokenize(text, add_special=False).tolist()
-    pieces = [ids, bert.vocab.tokenize(text).tolist(), *(ids[i : i + 9] for i in range(len(ids) - 9))]
+    ids = bert.vocab.tokenize(text, add_special=False)
+    pieces = [ids, bert.vocab.tokenize(text), *(ids[i : i + 9] for i in range(len(ids) - 9))]
     assert len(vectors.post("/v1/embeddings", {"input": pieces}).json()["data"]) == len(pieces)
 
 

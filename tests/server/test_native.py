@@ -72,7 +72,7 @@ def test_tokens_only_where_they_are_wanted(server) -> None:
 
 def test_prompts_of_all_kinds(server, llm) -> None:
     ids = llm.tokenize("the cat")
-    more = llm.vocab.tokenize("no way", add_special=False).tolist()
+    more = llm.vocab.tokenize("no way", add_special=False)
     settings = {"n_predict": 4, "temperature": 0}
     expected = llm("the cat", max_tokens=4, temperature=0).text
     for prompt in ("the cat", ids, {"prompt_string": "the cat"}):
@@ -329,7 +329,7 @@ def test_logit_bias_in_all_forms(server, llm) -> None:
     (first,) = ask(server, settings)["tokens"]
     for bias in ([[first, False]], {str(first): False}, [[first, -1000]], {str(first): -1000.0}):
         assert ask(server, {**settings, "logit_bias": bias})["tokens"] != [first]
-    wanted = llm.vocab.tokenize(" people", add_special=False).tolist()
+    wanted = llm.vocab.tokenize(" people", add_special=False)
     answer = ask(server, {**settings, "logit_bias": [[" people", 500]]})
     assert answer["tokens"][0] in wanted
     assert answer["generation_settings"]["logit_bias"] == [
@@ -353,7 +353,7 @@ def test_ignore_eos(server, engine, llm, path) -> None:
     if path == "/completion":
         assert answer["generation_settings"]["ignore_eos"] is True
         shown = {one["token"]: one["bias"] for one in answer["generation_settings"]["logit_bias"]}
-        assert all(shown[token] is None for token in llm.vocab.eog_tokens.tolist())
+        assert all(shown[token] is None for token in llm.vocab.eog_tokens)
 
 
 def test_forms(server) -> None:
@@ -413,7 +413,7 @@ def test_infill(server, engine) -> None:
     vocab = engine.vocab
 
     def plain(text: str) -> list[int]:
-        return vocab.tokenize(text, add_special=False).tolist()
+        return vocab.tokenize(text, add_special=False)
 
     body = {"input_prefix": "the <s>", "input_suffix": "at all", "prompt": "no", "n_predict": 2, "n_probs": 1}
     answer = ask(server, body, "/infill")
@@ -490,7 +490,7 @@ def test_metrics_know_when_it_began(server) -> None:
 
 
 def test_tokenize_mixed(server, llm) -> None:
-    ids = llm.vocab.tokenize("the cat", add_special=False).tolist()
+    ids = llm.vocab.tokenize("the cat", add_special=False)
     assert ask(server, {"content": ["the cat", 7, "the cat"]}, "/tokenize")["tokens"] == [*ids, 7, *ids]
     found = ask(server, {"content": ["the cat"], "add_special": True}, "/tokenize")["tokens"]
     assert found == [llm.vocab.bos, *ids]

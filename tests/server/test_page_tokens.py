@@ -22,7 +22,7 @@ def test_tokens_with_their_numbers(web: Tab, server: Served) -> None:
     with web.page.expect_request("**/v1/completions") as asked:
         web.generate("the cat", 8)
     body = asked.value.post_data_json
-    prompt = server.state.model.vocab.tokenize("the cat").tolist()
+    prompt = server.state.model.vocab.tokenize("the cat")
     assert body["prompt"] == prompt
     assert web.page.locator(".token.prompt").count() == len(prompt)
     made = labels(web)[len(prompt) :]
@@ -43,7 +43,7 @@ def test_tokens_with_their_numbers(web: Tab, server: Served) -> None:
 def test_a_token_and_its_alternatives(web: Tab, server: Served, engine: Prompted) -> None:
     web.open("tokens")
     web.generate("the cat", 6)
-    prompt = server.state.model.vocab.tokenize("the cat").tolist()
+    prompt = server.state.model.vocab.tokenize("the cat")
     body = {"prompt": prompt, "max_tokens": 1, "logprobs": 10, "return_token_ids": True}
     (entry,) = server.post("/v1/completions", body).json()["choices"][0]["logprobs"]["content"]
     web.tokens.nth(len(prompt)).click()

@@ -59,7 +59,7 @@ def test_going_on_from_ids_is_going_on_from_the_text(server: Served) -> None:
     """What the inspector does to branch: the prompt's ids, and some of the answer's, are the next prompt."""
     body = {**ASK, "return_token_ids": True, "deterministic": True}
     whole = server.post("/v1/completions", body).json()["choices"][0]
-    prompt = server.state.model.vocab.tokenize(ASK["prompt"]).tolist() + whole["token_ids"][:3]
+    prompt = server.state.model.vocab.tokenize(ASK["prompt"]) + whole["token_ids"][:3]
     rest = server.post("/v1/completions", {**body, "prompt": prompt, "max_tokens": 3}).json()["choices"][0]
     assert rest["token_ids"] == whole["token_ids"][3:]
 

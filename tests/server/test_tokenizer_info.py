@@ -16,7 +16,7 @@ def test_both_ways(server, engine) -> None:
         body = {"prompt": "the cat", "add_special_tokens": special}
         tokens = server.post("/tokenize", body).json()["tokens"]
         assert tokens == server.post("/tokenize", {"content": "the cat", "add_special": special}).json()["tokens"]
-        assert tokens == engine.vocab.tokenize("the cat", add_special=special).tolist()
+        assert tokens == engine.vocab.tokenize("the cat", add_special=special)
     answer = server.post("/detokenize", {"tokens": tokens}).json()
     assert answer["prompt"] == answer["content"] == "the cat"
     response = server.post("/tokenize", {"prompt": 5})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,10 @@ Ids = NDArray[np.int32]
 
 
 @pytest.fixture
-def plain(make_context: Callable[..., Context]) -> Callable[..., Ids]:
+def plain(make_context: Callable[..., Context]) -> Callable[..., list[int]]:
     """`plain(model, n)`: the tokens that a model writes behind `PROMPT` without drafts."""
 
-    def write(model: Model, n: int = 100, chain: Chain | None = None, ids: Ids = PROMPT) -> Ids:
+    def write(model: Model, n: int = 100, chain: Chain | None = None, ids: Ids = PROMPT) -> list[int]:
         generation = Generation(make_context(model, n_ctx=512, **EXACT), chain or Chain(Greedy()))
         generation.prefill(ids)
         generation.run(n)
@@ -79,9 +79,9 @@ def make_drafted(make_context: Callable[..., Context]) -> Callable[..., Speculat
 def check_greedy(make_context: Callable[..., Context]) -> Callable[..., None]:
     """`check_greedy(model, ids, got, want)`: both are the greedy text, but for a choice that was all but a tie."""
 
-    def check(model: Model, ids: Ids, got: Ids, want: Ids) -> None:
+    def check(model: Model, ids: Ids, got: Sequence[int], want: Sequence[int]) -> None:
         n = min(len(got), len(want))
-        different = np.flatnonzero(got[:n] != want[:n])
+        different = np.flatnonzero(np.array(got[:n]) != np.array(want[:n]))
         if len(different) == 0:
             assert len(got) == len(want)
             return

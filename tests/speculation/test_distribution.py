@@ -59,7 +59,7 @@ def test_three_tokens(load, make_context, seed_of_draft):
         )
         generation.prefill(PROMPT[-1:] if seed else PROMPT)
         generation.run(3)
-        counts[tuple(generation.tokens.tolist())] += 1
+        counts[tuple(generation.tokens)] += 1
         drafted += generation.n_drafted
         accepted += generation.n_accepted
         generation.settle()

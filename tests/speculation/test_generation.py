@@ -67,7 +67,7 @@ def test_the_sampler_sees_the_same_tokens(load, plain, make_drafted):
         generation.prefill(PROMPT)
         generation.run(100)
         # No check of ties here: the draw would have to fall between two sums that differ by rounding alone.
-        assert generation.tokens.tolist() == want.tolist()
+        assert generation.tokens == want
 
 
 def test_memory_holds_the_text_and_nothing_else(load, make_drafted):
@@ -148,7 +148,7 @@ def test_stop_strings_within_a_draft(load, plain, make_drafted):
         generation.prefill(PROMPT)
         generation.run(60)
         assert generation.finish_reason == "stop"
-        assert generation.tokens.tolist() == reference.tokens.tolist()
+        assert generation.tokens == reference.tokens
         assert generation.stream.text == reference.stream.text
         assert generation.context.memory.pos_max(0) < len(PROMPT) + generation.n_generated
 
@@ -177,7 +177,7 @@ def test_end_of_generation_within_a_draft(load, make_drafted, make_context):
         fresh = Generation(make_context(model, n_ctx=512, **EXACT), Chain(Greedy()))
         fresh.prefill(ids)
         fresh.run(20)
-        assert generation.tokens[9:].tolist() == fresh.tokens.tolist()
+        assert generation.tokens[9:] == fresh.tokens
 
 
 @pytest.mark.parametrize("arch", ["llama", "jamba"])
@@ -193,7 +193,7 @@ def test_a_second_prompt_in_the_midst_of_a_draft(load, make_drafted, make_contex
         fresh = Generation(make_context(model, n_ctx=512, **EXACT), Chain(Greedy()))
         fresh.prefill(text)
         fresh.run(15)
-        assert generation.tokens[n:].tolist() == fresh.tokens.tolist()
+        assert generation.tokens[n:] == fresh.tokens
 
 
 def test_a_prompt_that_is_there_already(load, make_drafted, make_context, plain):
@@ -205,7 +205,7 @@ def test_a_prompt_that_is_there_already(load, make_drafted, make_context, plain)
     generation = make_drafted(model, model, context=context, past=PROMPT[:12])
     generation.prefill(PROMPT[12:])
     generation.run(50)
-    assert generation.tokens.tolist() == plain(model, 50).tolist()
+    assert generation.tokens == plain(model, 50)
     assert generation.n_accepted > 0
 
 
@@ -243,7 +243,7 @@ def test_decodes_of_others_in_between(load, make_drafted, plain, make_context):
         generation.step()
         if i % 5 == 4:
             context.decode(Batch.from_arrays([9], seq_ids=[1], pos=[i // 5]))
-    assert generation.tokens.tolist() == plain(model, 40).tolist()
+    assert generation.tokens == plain(model, 40)
 
 
 @pytest.mark.parametrize("arch", ["llama", "jamba"])
@@ -257,7 +257,7 @@ def test_an_abort_loses_nothing(load, make_drafted, plain, arch):
         with pytest.raises(errors.DecodeAborted):
             generation.run(20)
     generation.run(60 - generation.n_generated)
-    assert generation.tokens.tolist() == plain(model, 60).tolist()
+    assert generation.tokens == plain(model, 60)
 
 
 def test_an_abort_while_the_draft_model_reads_the_prompt(load, make_drafted, plain):
@@ -268,7 +268,7 @@ def test_an_abort_while_the_draft_model_reads_the_prompt(load, make_drafted, pla
     with pytest.raises(errors.DecodeAborted):
         generation.run(20)
     generation.run(30 - generation.n_generated)
-    assert generation.tokens.tolist() == plain(model, 30).tolist()
+    assert generation.tokens == plain(model, 30)
 
 
 def test_the_gil_is_free(load, make_drafted):

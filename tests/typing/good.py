@@ -35,7 +35,8 @@ def load(path: Path) -> Model:
 
 def logits(model: Model, text: str) -> NDArray[np.float32]:
     ids = model.vocab.tokenize(text)
-    assert_type(ids, NDArray[np.int32])
+    assert_type(ids, list[int])
+    assert_type(model.vocab.tokenize_array(text), NDArray[np.int32])
     assert_type(model.vocab.bos, int | None)
     context = Context(model, n_ctx=512, pooling_type="none", embeddings=True, type_k="q8_0")
     assert_type(context.pooling_type, PoolingType)

@@ -41,7 +41,7 @@ if sys.platform.startswith("linux"):
 from pyllm.core.model import Model
 
 model = Model(sys.argv[1], vocab_only=True)
-tokens = list(model.vocab.tokenize("Hello world"))
+tokens = model.vocab.tokenize("Hello world")
 assert tokens, tokens
 assert "Hello world" in model.vocab.detokenize(tokens)
 model.close()

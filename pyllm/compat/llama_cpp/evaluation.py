@@ -106,7 +106,7 @@ class Evaluation:
             InvalidArgumentError: A token does not exist, or the context has no room for them.
         """
         with self._guard:
-            new = self.llm.vocab.as_tokens(list(tokens))
+            new = self.llm.vocab.as_token_array(list(tokens))
             self._compute(np.concatenate([self._tokens, new]), all_rows=self._logits_all)
 
     def _compute(self, ids: NDArray[np.int32], *, all_rows: bool) -> None:
@@ -263,7 +263,7 @@ class Evaluation:
         with self._guard:
             if reset:
                 self.reset()
-            ids = np.concatenate([self._tokens, self.llm.vocab.as_tokens(list(tokens))])
+            ids = np.concatenate([self._tokens, self.llm.vocab.as_token_array(list(tokens))])
             self._compute(ids, all_rows=self._logits_all)
             self._chain = None
             chain = self._chain_for(given)
@@ -277,7 +277,7 @@ class Evaluation:
                 if stopping_criteria is not None and stopping_criteria(ids, row):
                     return
                 if sent:
-                    more = self.llm.vocab.as_tokens(list(sent))
+                    more = self.llm.vocab.as_token_array(list(sent))
                     for extra in more.tolist():
                         chain.accept(extra)
                     ids = np.concatenate([ids, more])
@@ -298,7 +298,7 @@ class Evaluation:
         draft = np.asarray(self.draft_model(ids), np.int32)[: max(0, room)]
         if not len(draft):
             return [(None, row)]
-        self.llm.vocab.as_tokens(draft)
+        self.llm.vocab.as_token_array(draft)
         llm, context = self.llm, self.llm.context
         llm._acquire(None)
         try:

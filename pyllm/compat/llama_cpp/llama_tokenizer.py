@@ -38,8 +38,7 @@ class LlamaTokenizer(BaseLlamaTokenizer):
 
     def tokenize(self, text: bytes, add_bos: bool = True, special: bool = True) -> list[int]:
         """See :class:`BaseLlamaTokenizer`."""
-        ids: list[int] = self._vocab.tokenize(text, add_special=add_bos, parse_special=special).tolist()
-        return ids
+        return self._vocab.tokenize(text, add_special=add_bos, parse_special=special)
 
     def detokenize(
         self, tokens: Sequence[int], prev_tokens: Sequence[int] | None = None, special: bool = False

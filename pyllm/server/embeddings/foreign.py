@@ -49,7 +49,7 @@ def is_foreign(vocab: Vocab, ids: list[int]) -> bool:
     counts = Counter(ids)
     # The names of control tokens may have been such tokens, or text.
     return all(
-        (counts - Counter(vocab.tokenize(text, add_special=False, parse_special=special).tolist())).total() > allowed
+        (counts - Counter(vocab.tokenize(text, add_special=False, parse_special=special))).total() > allowed
         for special in (False, True)
     )
 

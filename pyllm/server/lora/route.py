@@ -40,7 +40,7 @@ def _described(number: int, adapter: LoraAdapter, scale: float) -> dict[str, Any
         "task_name": adapter.meta("adapter.lora.task_name") or "",
         "prompt_prefix": adapter.meta("adapter.lora.prompt_prefix") or "",
     }
-    tokens = adapter.alora_tokens.tolist()
+    tokens = adapter.alora_tokens
     if tokens:
         pieces = (adapter.model.vocab.token_to_piece(token) for token in tokens)
         result |= {

@@ -58,7 +58,7 @@ class Infill:
         """
         check_model(vocab)
         assert vocab.fim_pre is not None and vocab.fim_suf is not None and vocab.fim_mid is not None
-        prompt = vocab.tokenize(self.prompt, add_special=False, parse_special=True).tolist()
+        prompt = vocab.tokenize(self.prompt, add_special=False, parse_special=True)
         prefix = mixed_ids(vocab, self.prefix, add_special=False, parse_special=False)
         suffix = mixed_ids(vocab, self.suffix, add_special=False, parse_special=False)
         quarter = n_batch // 4
@@ -73,7 +73,7 @@ class Infill:
 
     def _excerpts(self, vocab: Vocab) -> list[int]:
         def plain(text: str) -> list[int]:
-            return vocab.tokenize(text, add_special=False, parse_special=False).tolist()  # type: ignore[no-any-return]
+            return vocab.tokenize(text, add_special=False, parse_special=False)
 
         found = [] if vocab.fim_rep is None else [vocab.fim_rep, *plain(_PROJECT)]
         for name, text in self.extra:

@@ -62,9 +62,9 @@ def mixed_ids(vocab: Vocab, value: str | list[Any], *, add_special: bool, parse_
     for i, part in enumerate(parts):
         if isinstance(part, str):
             first = add_special and i == 0
-            ids += vocab.tokenize(part, add_special=first, parse_special=parse_special).tolist()
+            ids += vocab.tokenize(part, add_special=first, parse_special=parse_special)
         else:
-            ids += vocab.as_tokens([part]).tolist()
+            ids += vocab.as_token_array([part]).tolist()
     return ids
 
 

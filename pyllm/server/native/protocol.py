@@ -143,7 +143,7 @@ def _biases(fields: Fields, vocab: Vocab) -> dict[int | str, float]:
 
 def _tokens(token: Any, name: str, vocab: Vocab) -> list[int]:
     if isinstance(token, str) and not is_decimal(token):
-        return vocab.tokenize(token, add_special=False, parse_special=False).tolist()  # type: ignore[no-any-return]
+        return vocab.tokenize(token, add_special=False, parse_special=False)
     if isinstance(token, str):
         token = int(token)
     if type(token) is not int:

@@ -51,7 +51,7 @@ async def detokenize(request: Request) -> Response:
         raise fields.wrong("tokens", "a list of token ids")
 
     def work() -> str:
-        return state.model.vocab.detokenize(state.model.vocab.as_tokens(tokens)) if tokens else ""
+        return state.model.vocab.detokenize(state.model.vocab.as_token_array(tokens)) if tokens else ""
 
     try:
         text = await asyncio.to_thread(work)

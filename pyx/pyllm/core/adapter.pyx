@@ -12,6 +12,7 @@ from libc.stdio cimport FILE
 from libc.stdlib cimport free, malloc
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text, int32, number
 from pyllm.core.context cimport Context
@@ -49,6 +50,9 @@ cdef class LoraAdapter:
         >>> adapter = LoraAdapter(model, "style.gguf")
         >>> ctx.set_adapters({adapter: 0.8})
     """
+
+    __reduce__ = not_pickled("it belongs to a loaded model; pickle its path, and load it there")
+    __signature__ = signature
 
     def __cinit__(self, Model model not None, path):
         cdef Stream stream = None
@@ -103,9 +107,9 @@ cdef class LoraAdapter:
 
     def _check_tokens(self):
         tokens = self.alora_tokens
-        if len(tokens) and not (tokens.min() >= 0 and tokens.max() < self.model.n_vocab):
+        if tokens and not (min(tokens) >= 0 and max(tokens) < self.model.n_vocab):
             raise errors.AdapterError(
-                f"{self.path!r} is damaged: its invocation tokens are {tokens.tolist()}, "
+                f"{self.path!r} is damaged: its invocation tokens are {tokens}, "
                 f"and the vocabulary has {self.model.n_vocab}"
             )
 
@@ -202,16 +206,14 @@ cdef class LoraAdapter:
 
     @property
     def alora_tokens(self):
-        """The tokens that switch an activated LoRA on: int32, shape (n,); empty for an ordinary one.
+        """The tokens that switch an activated LoRA on (list of int); empty for an ordinary one.
 
         Wraps ``llama_adapter_get_alora_n_invocation_tokens`` and ``llama_adapter_get_alora_invocation_tokens``.
         """
         cdef lib.llama_adapter_lora * ptr = self.require()
         cdef const lib.llama_token * tokens = lib.llama_adapter_get_alora_invocation_tokens(ptr)
         cdef size_t i
-        return np.array(
-            [tokens[i] for i in range(lib.llama_adapter_get_alora_n_invocation_tokens(ptr))], np.int32
-        )
+        return [tokens[i] for i in range(lib.llama_adapter_get_alora_n_invocation_tokens(ptr))]
 
     def __repr__(self):
         return f"<LoraAdapter {self.path!r}{' (closed)' if self.ptr == NULL else ''}>"

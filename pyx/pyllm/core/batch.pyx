@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import signature
 from pyllm.core.arguments cimport int32
 
 # Far more than any context takes in one decode; a typing error must not fill the machine's memory.
@@ -32,6 +33,8 @@ cdef class Batch:
         >>> len(batch), batch.n_outputs
         (3, 1)
     """
+
+    __signature__ = signature
 
     def __cinit__(self, n_tokens=512, *, n_seq_max=1):
         cdef int32_t c_n_tokens = int32(n_tokens, "n_tokens")
@@ -173,15 +176,15 @@ cdef class Batch:
         cdef const int32_t[::1] flat
         cdef const int32_t[:, ::1] seqs
         cdef const int8_t[::1] out = flags
-        if self.n_embd:
+        if n and self.n_embd:
             rows = data
             memcpy(self.embd, &rows[0, 0], <size_t> n * self.n_embd * sizeof(float))
-        else:
+        elif n:
             tokens = data
             memcpy(self.token, &tokens[0], <size_t> n * sizeof(int32_t))
         if positions is None:
             self.c.pos = NULL
-        else:
+        elif n:
             flat = positions.reshape(-1)
             memcpy(self.pos, &flat[0], <size_t> flat.shape[0] * sizeof(int32_t))
         if sequences is None:
@@ -292,6 +295,25 @@ cdef class Batch:
         self.c.n_tokens = start + n
         return range(start, start + n)
 
+    def __reduce__(self):
+        cdef int32_t n = self.c.n_tokens
+        cdef float[:, ::1] rows
+        sequences = None
+        if self.n_embd:
+            data = np.empty((n, self.n_embd), np.float32)
+            rows = data
+            if n:
+                memcpy(&rows[0, 0], self.embd, <size_t> n * self.n_embd * sizeof(float))
+        else:
+            data = _copy(self.token, n)
+        if self.c.seq_id != NULL:
+            sequences = np.full((n, self.n_seq_max), -1, np.int32)
+            for i, ids in enumerate(self.seq_ids):
+                sequences[i, :len(ids)] = ids
+        sizes = (self.capacity, self.n_seq_max, self.n_embd, self.pos_stride)
+        content = (data, (<object> self).pos, sequences, self.outputs.view(np.int8))
+        return _filled_again, (type(self), sizes, content), getattr(self, "__dict__", None)
+
     def __len__(self):
         return self.c.n_tokens
 
@@ -351,6 +373,16 @@ cdef class Batch:
                         f"sequence id {seq} at index {i} is out of range: the context has n_seq_max={n_seq_max}"
                     )
         return 0
+
+
+def _filled_again(cls, sizes, content):
+    cdef Batch self = cls.__new__(cls, 1)
+    cdef int32_t capacity, n_seq_max, n_embd, pos_stride
+    capacity, n_seq_max, n_embd, pos_stride = sizes
+    data, positions, sequences, flags = content
+    self.allocate(capacity, n_seq_max, n_embd, pos_stride)
+    self.fill(data, positions, sequences, flags)
+    return self
 
 
 cdef object _integers(values, str name, tuple dimensions):

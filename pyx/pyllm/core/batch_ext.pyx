@@ -6,6 +6,7 @@ from libc.stdint cimport int8_t, int32_t
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.batch cimport Batch
 from pyllm.core.context cimport Context
@@ -33,6 +34,9 @@ cdef class BatchExt:
 
     Wraps ``llama_batch_ext_init``.
     """
+
+    __reduce__ = not_pickled("it belongs to its context; fill a new one there from the same arrays")
+    __signature__ = signature
 
     def __cinit__(self, Context context not None):
         self.ptr = NULL

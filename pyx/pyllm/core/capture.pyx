@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport c_text, int32
 from pyllm.core.tap cimport tap
@@ -78,6 +79,9 @@ cdef class Capture:
 
     Wraps the eval callback of ``ggml_backend_sched``.
     """
+
+    __reduce__ = not_pickled("it belongs to its context; pickle the arrays that it returns")
+    __signature__ = signature
 
     def __cinit__(self, Context context not None):
         if not context.capture:

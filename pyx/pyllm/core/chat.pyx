@@ -25,7 +25,8 @@ from pyllm.includes cimport llama
 from pyllm.includes._translate cimport translate
 
 from pyllm.core import common as _  # no-cython-lint: it silences the log of llama-common
-from pyllm.core.special_tokens import tokenize_marked
+from pyllm.core.special_tokens import tokenize_marked_array
+from pyllm.core.introspection import not_pickled, signature
 
 cdef extern from "chat.hpp" namespace "pyllm" nogil:
     cdef enum:
@@ -112,6 +113,9 @@ cdef class ChatTemplates:
 
     Wraps ``common_chat_templates_init``.
     """
+
+    __reduce__ = not_pickled("its templates are compiled; make it again from the model, or from its source")
+    __signature__ = signature
 
     cdef chat_templates c
     cdef readonly Model model          # may be None
@@ -290,6 +294,9 @@ cdef class ChatTemplates:
 cdef class ChatPrompt:
     """A prompt, and how to read the answer to it. Made by :meth:`ChatTemplates.apply`."""
 
+    __reduce__ = not_pickled("it belongs to compiled templates; pickle the messages, and apply the templates there")
+    __signature__ = signature
+
     cdef chat_prompt c
     cdef list _ids
 
@@ -387,11 +394,19 @@ cdef class ChatPrompt:
             vocab: The :class:`pyllm.core.vocab.Vocab` of the model.
 
         Returns:
+            list[int]: Token ids.
+        """
+        return self.tokenize_array(vocab).tolist()
+
+    def tokenize_array(self, vocab):
+        """As :meth:`tokenize`, as an array.
+
+        Returns:
             numpy.ndarray: int32, shape (n,).
         """
         cdef bytes text = self.c.params.prompt.data()[:self.c.params.prompt.size()]
         cdef bytes marks = self.c.marks.data()[:self.c.marks.size()]
-        return tokenize_marked(vocab, text, marks, close=not self.c.open)
+        return tokenize_marked_array(vocab, text, marks, close=not self.c.open)
 
     def parse(self, text, *, partial=False, ids=None):
         """Read an answer.

@@ -13,6 +13,7 @@ from pyllm.includes cimport llama as lib
 
 from pyllm.core.gbnf import check
 from pyllm.core.samplers import Grammar
+from pyllm.core.introspection import not_pickled, signature
 
 
 # What a grammar sees of the tokens, by model.
@@ -21,6 +22,8 @@ cdef object _tables = weakref.WeakKeyDictionary()
 
 cdef class TokenTable:
     """What a grammar sees of each token of a vocabulary; made once for a model."""
+
+    __reduce__ = not_pickled("it is made from a vocabulary; pickle the vocabulary")
 
 
 cdef TokenTable _table(Vocab vocab):
@@ -62,6 +65,8 @@ cdef class Constrained(Sampler):
 
     When no token fits, sampling raises GrammarError: the vocabulary lacks what the grammar asks for.
     """
+
+    __signature__ = signature
 
     def __init__(self, Vocab vocab not None, Sampler grammar not None, Chain samplers not None, *, control_tokens=None):
         cdef TokenTable table = _table(vocab)

@@ -9,6 +9,7 @@ from libcpp cimport bool
 import numpy as np
 
 from pyllm import enums, errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport int32
 from pyllm.core.adapter cimport apply_adapters, apply_control_vector, remove_adapter
@@ -101,6 +102,12 @@ cdef class Context(ContextSettings):
 
     Wraps ``llama_init_from_model``.
     """
+
+    __reduce__ = not_pickled(
+        "its KV cache belongs to this process; make a Context from the model there, and carry the cache over with "
+        "ctx.state.save() and ctx.state.load()"
+    )
+    __signature__ = signature
 
     def __cinit__(
         self, Model model not None, *, n_ctx=0, n_batch=None, n_ubatch=None, n_seq_max=None, n_rs_seq=None,

@@ -15,6 +15,7 @@ from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
+from pyllm.core.introspection import not_pickled, signature
 
 # What llama.cpp keeps for each token of a KV cache beside keys and values: position, shift, set of sequences.
 cdef enum:
@@ -25,6 +26,9 @@ cdef double MAX_FLOAT = 3.4e38
 
 cdef class ContextArguments:
     """The parameters of a context, checked."""
+
+    __reduce__ = not_pickled("make it again from its arguments")
+    __signature__ = signature
 
     def __cinit__(self):
         self.c = lib.llama_context_default_params()

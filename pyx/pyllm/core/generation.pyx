@@ -8,6 +8,7 @@ from libcpp.vector cimport vector
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core.arguments cimport int32
 from pyllm.core.batch cimport Batch
 from pyllm.core.choose cimport choose
@@ -46,6 +47,11 @@ cdef class Generation:
         >>> generation.stream.take(all=True)
         ' Paris.'
     """
+
+    __reduce__ = not_pickled(
+        "it continues a text in its context; pickle its prompt and its tokens, and prefill them there"
+    )
+    __signature__ = signature
 
     def __cinit__(
         self, Context context not None, Sampler sampler not None, *, seq_id=0, stop=(), special=False,
@@ -86,7 +92,7 @@ cdef class Generation:
         """
         cdef Context context = self.context
         cdef int32_t i, n, start, step = context.n_batch_
-        ids = self.vocab.as_tokens(tokens)
+        ids = self.vocab.as_token_array(tokens)
         if len(ids) == 0:
             raise errors.InvalidBatchError("there is nothing to decode: give at least one token")
         context.acquire()
@@ -111,7 +117,7 @@ cdef class Generation:
         finally:
             context.release()
         if accept:
-            for token in self.vocab.as_tokens(tokens):
+            for token in self.vocab.as_token_array(tokens):
                 self.sampler.accept(token)
 
     def step(self):
@@ -329,8 +335,8 @@ cdef class Generation:
 
     @property
     def tokens(self):
-        """What was generated so far: int32, shape (n,). The token that ended the text is not among it."""
-        return _to_array(self.tokens_.copy())
+        """The ids generated so far (list of int), without the token that ended the text."""
+        return _to_list(self.tokens_.copy())
 
     @property
     def n_generated(self):
@@ -339,14 +345,10 @@ cdef class Generation:
 
     @property
     def prompt(self):
-        """What was prefilled so far: int32, shape (n,)."""
-        return _to_array(self.prompt_.copy())
+        """The ids prefilled so far (list of int)."""
+        return _to_list(self.prompt_.copy())
 
 
-cdef object _to_array(vector[int32_t] tokens):
-    array = np.empty(tokens.size(), np.int32)
-    cdef int32_t[::1] view = array
-    cdef Py_ssize_t i
-    for i in range(view.shape[0]):
-        view[i] = tokens[i]
-    return array
+cdef list _to_list(vector[int32_t] tokens):
+    cdef size_t i
+    return [tokens[i] for i in range(tokens.size())]

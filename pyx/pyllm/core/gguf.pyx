@@ -28,6 +28,7 @@ from pyllm.includes cimport gguf as lib
 
 # The callback that collects llama.cpp's explanations is installed by this module.
 import pyllm.core.log  # no-cython-lint
+from pyllm.core.introspection import not_pickled, signature
 
 # The C++ parser keeps what it reads in objects several times the size they have in the file. Real headers stay
 # under 64 MiB and 10,000 tensors; these bounds keep a hostile file of many gigabytes from filling the memory.
@@ -79,6 +80,9 @@ cdef class GGUFReader:
     ...     file.metadata["general.architecture"], file.tensors[0].shape
     ('llama', (49152, 576))
     """
+
+    __reduce__ = not_pickled("it reads an open file; open the file again by its path")
+    __signature__ = signature
 
     cdef readonly str path
     cdef object map        # None once closed; arrays given out keep it alive themselves
@@ -242,6 +246,9 @@ cdef class GGUFWriter:
     >>> writer.add("llama.block_count", 2)
     >>> writer.add_tensor("token_embd.weight", np.zeros((8, 64), np.float32), type="Q8_0")
     """
+
+    __reduce__ = not_pickled("it may refer to files; write the file, and pickle its path")
+    __signature__ = signature
 
     cdef lib.gguf_context * ptr
     cdef list data              # what the tensors are made of, in order

@@ -13,10 +13,14 @@ from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
 from pyllm.core.text_limits import check_pattern
+from pyllm.core.introspection import not_pickled, signature
 
 
 cdef class LoadParams:
     """The parameters of a model load; owns every array the C struct points to."""
+
+    __reduce__ = not_pickled("make it again from its arguments")
+    __signature__ = signature
 
     def __cinit__(self):
         self.kv_overrides = NULL

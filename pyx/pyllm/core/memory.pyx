@@ -5,6 +5,7 @@ from libc.stdint cimport int32_t, uintptr_t
 from libcpp cimport bool
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core.arguments cimport int32
 from pyllm.core.context cimport Context
 from pyllm.core.window cimport remove_range, window_reaches
@@ -25,6 +26,11 @@ cdef class Memory:
         >>> ctx.memory.rm(1, p0=100)
         True
     """
+
+    __reduce__ = not_pickled(
+        "it belongs to its context; carry the cache over with ctx.state.save() and ctx.state.load()"
+    )
+    __signature__ = signature
 
     def __cinit__(self, Context context not None):
         self.context = context

@@ -10,6 +10,8 @@ cdef class Model:
     cdef atomic[int] users           # calls that are using ptr with the GIL released
     cdef int generation              # fork generation in which `users` was counted
     cdef readonly str path           # as given, for messages
+    cdef object origin               # what loads it again: an absolute path, a SplitSource, or None
+    cdef dict arguments              # those of the load, for pickle
     cdef readonly bint vocab_only
     cdef readonly bint no_alloc
     cdef bint extra_bufts            # weights may be repacked, and cannot be read back then

@@ -22,6 +22,7 @@ from pyllm.includes cimport llama as lib
 from pyllm.core import backend as _backend
 from pyllm.core import gguf as _gguf_module
 from pyllm.core import vocab as _vocab_module
+from pyllm.core.introspection import not_copied, signature
 
 cdef class _Progress:
     """What the progress callback of a load needs."""
@@ -54,7 +55,8 @@ cdef class Model:
     """A model loaded from a GGUF file, shared freely between threads and contexts.
 
     Loading releases the GIL, can be interrupted with Ctrl-C, and reads from the page cache when the file is
-    memory-mapped. Close it with :meth:`close` or a ``with`` block; contexts made from it are closed first.
+    memory-mapped. Close it with :meth:`close` or a ``with`` block; contexts made from it are closed first. A model is
+    pickled by its path and arguments, and loaded again where it is unpickled.
 
     Args:
         path: The GGUF file. Of a split model, the first part.
@@ -84,6 +86,11 @@ cdef class Model:
 
     Wraps ``llama_model_load_from_file``.
     """
+
+    __signature__ = signature
+    __copy__ = __deepcopy__ = not_copied(
+        "contexts and threads share one, so use the object itself; Model(model.path) loads the file again"
+    )
 
     def __cinit__(
         self,
@@ -117,16 +124,19 @@ cdef class Model:
         encoded = b""
         if source is None:
             encoded = self._check_path(path)
+            self.origin = os.path.abspath(self.path)
         else:
             self.path = source.name
+            self.origin = source if isinstance(source, SplitSource) else None
         _backend.load_backends()
 
-        params = LoadParams(
+        self.arguments = dict(
             n_gpu_layers=n_gpu_layers, split_mode=split_mode, main_gpu=main_gpu, tensor_split=tensor_split,
             devices=devices, load_mode=load_mode, lazy_mode=lazy_mode, kv_overrides=kv_overrides,
             tensor_buft_overrides=tensor_buft_overrides, vocab_only=vocab_only, check_tensors=check_tensors,
             use_extra_bufts=use_extra_bufts, no_host=no_host, no_alloc=no_alloc, load_mtp=load_mtp,
         )
+        params = LoadParams(**self.arguments)
         if progress_callback is not None and not callable(progress_callback):
             raise TypeError("progress_callback must be callable")
         progress = _Progress()
@@ -214,6 +224,17 @@ cdef class Model:
         Wraps ``llama_model_init_from_user``.
         """
         return cls(ArraySource(metadata, tensors), **arguments)
+
+    def __reduce__(self):
+        # Pickled by path and arguments: unpickling loads the file again. A progress_callback is left out.
+        self.require()
+        if self.origin is None:
+            raise TypeError(
+                f"a Model that was loaded from {self.path} cannot be pickled: there is no path to load it from again; "
+                "save it with Model.save(), and load that file"
+            )
+        given = {name: value for name, value in self.arguments.items() if value is not None}
+        return _load_again, (type(self), self.origin, given), getattr(self, "__dict__", None)
 
     def save(self, path):
         """Write the model as a GGUF file. A file that is there is replaced when the new one is complete.
@@ -610,3 +631,7 @@ cdef str _meta_text(lib.llama_model * ptr, int32_t i, bint key):
     else:
         lib.llama_model_meta_val_str_by_index(ptr, i, buffer, n + 1)
     return bytes(value[:n]).decode("utf-8", "replace")
+
+
+def _load_again(cls, origin, arguments):
+    return cls(origin, **arguments)

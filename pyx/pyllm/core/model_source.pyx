@@ -15,6 +15,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport c_text, int32
 from pyllm.core.gguf_values cimport c_string, set_value
@@ -68,6 +69,8 @@ cdef int check_tensor_types(gguf.gguf_context * file, str path) except -1:
 cdef class ModelSource:
     """Where a model comes from. Made by the class methods of Model."""
 
+    __reduce__ = not_pickled("the file or the arrays belong to this process")
+
     cdef lib.llama_model * load(self, lib.llama_model_params * params) except? NULL:
         raise TypeError("a ModelSource is made by Model.from_splits, from_file or from_arrays")
 
@@ -77,6 +80,8 @@ cdef class ModelSource:
 
 cdef class SplitSource(ModelSource):
     """The parts of a model, under any names."""
+
+    __signature__ = signature
 
     def __cinit__(self, paths):
         if isinstance(paths, (str, bytes, os.PathLike)):
@@ -100,6 +105,9 @@ cdef class SplitSource(ModelSource):
                 ) from cause
             if magic != b"GGUF":
                 raise errors.ModelLoadError(f"{os.fsdecode(path)!r} is not a GGUF file: it begins with {magic!r}")
+
+    def __reduce__(self):
+        return SplitSource, ([os.path.abspath(path) for path in self.paths],)
 
     cdef lib.llama_model * load(self, lib.llama_model_params * params) except? NULL:
         cdef size_t n = len(self.paths)
@@ -131,6 +139,8 @@ cdef class SplitSource(ModelSource):
 
 cdef class FileSource(ModelSource):
     """An open file, read from where it stands."""
+
+    __signature__ = signature
 
     def __cinit__(self, file):
         self.file = file
@@ -176,6 +186,8 @@ cdef void _fill(ggml.ggml_tensor * tensor, void * user_data) noexcept with gil:
 @cython.no_gc_clear
 cdef class ArraySource(ModelSource):
     """Metadata and NumPy arrays."""
+
+    __signature__ = signature
 
     def __cinit__(self, metadata, tensors):
         cdef int number

@@ -14,6 +14,7 @@ from libcpp cimport bool
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.sampler cimport Sampler
 from pyllm.core.vocab cimport Vocab
@@ -53,6 +54,11 @@ cdef class Candidates:
     After the call, every use of this object raises SamplerError. An array that was kept is safe to read, and shows
     other candidates from the next call on: keep a ``.copy()``.
     """
+
+    __reduce__ = not_pickled(
+        "it shows memory of a sampler, which is valid in its call only; pickle copies of its arrays"
+    )
+    __signature__ = signature
 
     cdef object storage
     cdef Py_ssize_t size_
@@ -156,6 +162,8 @@ cdef class Candidates:
 @cython.no_gc
 cdef class Body:
     """What stands behind the C object: there is one for each clone, also those that llama.cpp makes."""
+
+    __reduce__ = not_pickled("it is a part of a sampler; pickle what the sampler was made from")
 
     cdef object implementation
 
@@ -446,6 +454,8 @@ cdef class PythonSampler(Sampler):
     Wraps ``llama_sampler_init``.
     """
 
+    __signature__ = signature
+
     def __init__(self, implementation):
         own_body(self, &python_interface, make_body(implementation))
 
@@ -474,6 +484,8 @@ cdef class Bitmask(Sampler):
 
     Wraps ``llama_sampler_init``.
     """
+
+    __signature__ = signature
 
     def __init__(self, source):
         # Libraries such as llguidance call llama_tokenize with this vocabulary.

@@ -4,12 +4,17 @@ cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled
 from pyllm.core cimport guard
 
 
 @cython.no_gc_clear
 cdef class Resource:
     """An object with C memory. Not made by itself; see Context and Sampler."""
+
+    __reduce__ = not_pickled(
+        "it holds memory of llama.cpp, which belongs to this process; make it again from its arguments"
+    )
 
     def __cinit__(self):
         self.exports.store(0)

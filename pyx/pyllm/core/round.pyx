@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
 from pyllm.core.rows cimport Row, begin_row, check_rows, choose_row, end_row, fail_row
@@ -14,6 +15,8 @@ from pyllm.includes cimport llama as lib
 
 cdef class Flag:
     """Something that one thread sets and another one sees, without a lock and without the GIL."""
+
+    __reduce__ = not_pickled("it is shared with C code of this process; make another one there")
 
     def set(self):
         """Set it."""
@@ -44,6 +47,9 @@ cdef class Round:
         InvalidArgumentError: The lists have different lengths, or something is there twice or out of range; or a pipe
             blocks.
     """
+
+    __reduce__ = not_pickled("it runs in its context; make it again from its arguments")
+    __signature__ = signature
 
     def __cinit__(
         self, Context context not None, list rows not None, seq_ids, positions, limits, *, stop=None, bells=()

@@ -6,6 +6,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error
 from pyllm.core.arguments cimport int32
 from pyllm.core.batch cimport Batch
@@ -26,6 +27,9 @@ cdef class Row:
         stop: Stop strings.
         special: Write control tokens as text: True for all, or the ids of those to write.
     """
+
+    __reduce__ = not_pickled("it holds memory of a sampler; make it again from its arguments")
+    __signature__ = signature
 
     def __cinit__(self, Sampler sampler not None, *, stop=(), special=False):
         self.sampler = sampler

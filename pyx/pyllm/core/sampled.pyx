@@ -8,6 +8,7 @@ from libcpp cimport bool
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error
 from pyllm.core.arguments cimport int32
 from pyllm.core.context cimport Context
@@ -80,6 +81,9 @@ cdef class Sampled:
         >>> ctx.decode(batch)
         >>> token = ctx.sampled.sample()
     """
+
+    __reduce__ = not_pickled("it shows memory of its context; pickle the arrays that its methods return")
+    __signature__ = signature
 
     def __init__(self):
         raise TypeError("read Context.sampled instead")

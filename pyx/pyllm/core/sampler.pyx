@@ -12,6 +12,7 @@ from libc.stdint cimport int32_t, uint32_t, uintptr_t
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import signature
 from pyllm.core.arguments cimport int32
 from pyllm.core cimport error, guard
 from pyllm.core.choose cimport NO_BATCH, check_choice, choose, collect_row
@@ -33,6 +34,8 @@ cdef class Sampler(Resource):
 
     A sampler that was added to a chain belongs to it: it works as before, and stays valid as long as it is held.
     """
+
+    __signature__ = signature
 
     def __cinit__(self, *args, **kwargs):
         self.ptr = NULL
@@ -320,6 +323,12 @@ cdef class Sampler(Resource):
         finally:
             self.finish(root)
 
+    def __copy__(self):
+        return self.clone()
+
+    def __deepcopy__(self, memo):
+        return self.clone()
+
     def _adopt(self, Sampler source):
         """Take over what `source` keeps alive."""
 
@@ -339,6 +348,8 @@ cdef class Chain(Sampler):
 
     Wraps ``llama_sampler_chain_init`` and ``llama_sampler_chain_add``.
     """
+
+    __signature__ = signature
 
     def __init__(self, *samplers, bint no_perf=True):
         cdef lib.llama_sampler_chain_params params = lib.llama_sampler_chain_default_params()

@@ -53,7 +53,7 @@ cdef class _SpecialTokens:
         self.c.sort()
 
 
-def tokenize_marked(Vocab vocab not None, bytes text not None, bytes marks not None, *, bint close=True):
+def tokenize_marked_array(Vocab vocab not None, bytes text not None, bytes marks not None, *, bint close=True):
     """Tokenize a text that is not all from one hand: control tokens count only outside of its marked bytes.
 
     A text with no control tokens in marked bytes gives the same tokens as ``vocab.tokenize`` of the whole. Special
@@ -93,12 +93,12 @@ def tokenize_marked(Vocab vocab not None, bytes text not None, bytes marks not N
             if pieces[i].token >= 0:
                 parts.append(np.array([pieces[i].token], np.int32))
             else:
-                parts.append(vocab.tokenize(text[pieces[i].begin:pieces[i].end], add_special=False))
+                parts.append(vocab.tokenize_array(text[pieces[i].begin:pieces[i].end], add_special=False))
         ids = np.concatenate(parts)
     else:
-        ids = vocab.tokenize(text, add_special=False, parse_special=True)
+        ids = vocab.tokenize_array(text, add_special=False, parse_special=True)
     # What the tokenizer puts around an empty text it puts around any.
-    around = vocab.tokenize(b"", add_special=True)
+    around = vocab.tokenize_array(b"", add_special=True)
     has_end = len(around) > 0 and (vocab.add_eos or len(around) > 1)
     before, after = (around[:-1], around[-1:]) if has_end else (around, around[:0])
     if len(before) and len(ids) and ids[0] == before[0]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pyllm import errors
 from pyllm.core import common as _  # no-cython-lint: it makes the log of that library silent
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport int32, number
 from pyllm.core.context cimport Context
@@ -73,6 +74,11 @@ def check_vocabulary(Vocab target not None, Vocab draft not None):
 cdef class Checkpoint:
     """A copy of that part of a sequence's state which cannot be cut back. Not made from Python."""
 
+    __reduce__ = not_pickled(
+        "it belongs to its context; carry the cache over with ctx.state.save() and ctx.state.load()"
+    )
+    __signature__ = signature
+
     def __cinit__(self, Context context not None):
         self.context = context
         self.n = -1
@@ -123,11 +129,14 @@ cdef class Drafter(Resource):
     Example:
         >>> drafter = Drafter(ctx, types="ngram-simple", ngram_size=2, n_max=4)
         >>> drafter.begin([1, 2, 3, 4, 5, 6, 7, 8, 1])
-        >>> drafter.draft(2).tolist()
+        >>> drafter.draft(2)
         [3, 4, 5, 6]
 
     Wraps ``common_speculative_init``.
     """
+
+    __reduce__ = not_pickled("it belongs to its contexts; make it again from its arguments")
+    __signature__ = signature
 
     def __cinit__(
         self, Context target not None, Context context=None, *, types=None, n_max=None, n_min=None, p_min=0.0,
@@ -319,7 +328,7 @@ cdef class Drafter(Resource):
         self._hold()
         try:
             self.require()
-            self.start(np.ascontiguousarray(self.target.model.vocab.as_tokens(tokens), np.int32))
+            self.start(np.ascontiguousarray(self.target.model.vocab.as_token_array(tokens), np.int32))
         finally:
             self._let_go()
 
@@ -331,7 +340,7 @@ cdef class Drafter(Resource):
             n_max: Most tokens, where fewer than usual.
 
         Returns:
-            int32 array, shape (n,): The draft; empty where there is none.
+            list[int]: The draft; empty where there is none.
 
         Raises:
             DecodeAborted: The draft context was aborted.
@@ -340,8 +349,7 @@ cdef class Drafter(Resource):
         """
         cdef int32_t c_last = int32(last, "last")
         cdef int32_t c_n_max = self.n_max if n_max is None else int32(n_max, "n_max")
-        cdef int32_t i
-        cdef int32_t[::1] view
+        cdef size_t i
         cdef int code
         self._hold()
         try:
@@ -356,11 +364,7 @@ cdef class Drafter(Resource):
                 code = self.draft_into(c_last, c_n_max)
             if self.has_context:
                 self.context.raise_for(code, "llama_decode")
-            array = np.empty(self.result.size(), np.int32)
-            view = array
-            for i in range(<int32_t> view.shape[0]):
-                view[i] = self.result[i]
-            return array
+            return [self.result[i] for i in range(self.result.size())]
         finally:
             self._let_go()
 
@@ -376,7 +380,7 @@ cdef class Drafter(Resource):
 
         Wraps ``common_speculative_accept``.
         """
-        tokens = self.target.model.vocab.as_tokens(accepted)
+        tokens = self.target.model.vocab.as_token_array(accepted)
         cdef int32_t c_last = int32(last, "last")
         cdef int32_t token, n = 0
         self._hold()
@@ -412,7 +416,7 @@ cdef class Drafter(Resource):
         cdef int32_t n
         cdef int code
         cdef float * features
-        cdef const int32_t[::1] view = np.ascontiguousarray(self.target.model.vocab.as_tokens(tokens), np.int32)
+        cdef const int32_t[::1] view = np.ascontiguousarray(self.target.model.vocab.as_token_array(tokens), np.int32)
         n = <int32_t> view.shape[0]
         self._hold()
         try:

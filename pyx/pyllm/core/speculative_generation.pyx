@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, int64_t
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import signature
 from pyllm.core.arguments cimport int32
 from pyllm.core.context cimport Context
 from pyllm.core.generation cimport Generation
@@ -44,6 +45,8 @@ cdef class SpeculativeGeneration(Generation):
         **options: As of Generation.
     """
 
+    __signature__ = signature
+
     def __cinit__(
         self, Context context not None, Sampler sampler not None, *, Drafter drafter not None, past=(),
         Pace pace=None, limit=None, **options
@@ -53,7 +56,7 @@ cdef class SpeculativeGeneration(Generation):
             raise errors.InvalidArgumentError("the drafter was made for another context")
         if self.seq_id != 0:
             raise errors.InvalidArgumentError(f"drafts are made for sequence 0, not {self.seq_id}")
-        known = self.vocab.as_tokens(past)
+        known = self.vocab.as_token_array(past)
         if len(known) != self.n_past:
             raise errors.InvalidArgumentError(
                 f"sequence 0 has {self.n_past} tokens already and past names {len(known)}; "
@@ -76,7 +79,7 @@ cdef class SpeculativeGeneration(Generation):
         cdef int32_t i
         cdef int code
         cdef bint first = self.prompt_.size() == 0 and self.tokens_.size() == 0
-        ids = self.vocab.as_tokens(tokens)
+        ids = self.vocab.as_token_array(tokens)
         if len(ids) == 0:
             raise errors.InvalidBatchError("there is nothing to decode: give at least one token")
         self.lock()

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core.arguments cimport int32
 
 cdef enum:
@@ -38,6 +39,9 @@ cdef class Pace:
         >>> pace.next_length()  # two steps without drafts show what one costs
         0
     """
+
+    __reduce__ = not_pickled("it measures time in this process; make another one there")
+    __signature__ = signature
 
     def __cinit__(self, n_max, *, bint adaptive=True):
         self.n_max = int32(n_max, "n_max")

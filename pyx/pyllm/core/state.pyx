@@ -21,6 +21,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport int32
 from pyllm.core.context cimport Context
@@ -74,6 +75,9 @@ cdef class State:
         >>> saved = ctx.state.save(seq_id=0)
         >>> other.state.load(saved, seq_id=3)
     """
+
+    __reduce__ = not_pickled("it belongs to its context; pickle what ctx.state.save() returns")
+    __signature__ = signature
 
     def __cinit__(self, Context context not None):
         self.context = context
@@ -296,7 +300,7 @@ cdef class State:
             seq_id: The sequence that becomes it; None for the state of a whole context.
 
         Returns:
-            numpy.ndarray: The tokens in the file, int32, shape (n_tokens,).
+            list[int]: The tokens in the file.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -323,7 +327,7 @@ cdef class State:
                     "the cache is as it was",
                     function=exception.function, log=exception.log,
                 ) from exception
-            return tokens
+            return tokens.tolist()
         finally:
             self.context.release()
 
@@ -361,7 +365,7 @@ cdef class State:
                 f"and the vocabulary has {self.context.n_vocab}"
             )
         # In a buffer, the state of a sequence begins with a magic number and the number that it had.
-        return tokens.copy(), rest if seq_id == ALL else struct.pack("<Ii", SEQUENCE_MAGIC, seq_id) + rest
+        return tokens, rest if seq_id == ALL else struct.pack("<Ii", SEQUENCE_MAGIC, seq_id) + rest
 
     def _tokens(self, tokens):
         ids = np.asarray(tokens if len(tokens) else np.empty(0, np.int32))

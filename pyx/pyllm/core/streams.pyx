@@ -6,6 +6,7 @@ import os
 from libc.stdio cimport FILE, SEEK_SET, fclose, fseek
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 
 
 cdef extern from "stdio.h":
@@ -14,6 +15,9 @@ cdef extern from "stdio.h":
 
 cdef class Stream:
     """A C stream on a file that Python has open. Not made from Python."""
+
+    __reduce__ = not_pickled("it reads an open file; open the file again by its path")
+    __signature__ = signature
 
     def __cinit__(self):
         self.ptr = NULL

@@ -4,6 +4,7 @@ from libcpp.string cimport string
 from libcpp.vector cimport vector
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 
 
 cdef class TextStream:
@@ -21,6 +22,9 @@ cdef class TextStream:
         >>> stream.append(b"ND more"), stream.take()
         (True, '')
     """
+
+    __reduce__ = not_pickled("it holds a text that is growing; pickle its text")
+    __signature__ = signature
 
     def __init__(self, stop=()):
         cdef vector[string] values

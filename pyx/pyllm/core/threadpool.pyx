@@ -12,6 +12,7 @@ from pyllm.includes cimport ggml
 from pyllm.includes cimport ggml_backend as lib
 
 from pyllm.core import backend as _backend
+from pyllm.core.introspection import not_pickled, signature
 
 # The functions live in the CPU module, which is loaded at run time.
 ctypedef ggml.ggml_threadpool_t (*new_t)(ggml.ggml_threadpool_params * params) noexcept nogil
@@ -36,6 +37,9 @@ cdef class ThreadPool:
 
     Wraps ``ggml_threadpool_new`` and ``ggml_threadpool_free``.
     """
+
+    __reduce__ = not_pickled("its threads belong to this process; make another one there")
+    __signature__ = signature
 
     def __cinit__(self, n_threads, *, poll=50, priority=0):
         cdef int32_t c_n_threads = int32(n_threads, "n_threads")

@@ -9,6 +9,7 @@ from libcpp cimport bool
 import numpy as np
 
 from pyllm import errors
+from pyllm.core.introspection import not_pickled, signature
 from pyllm.core cimport error, guard
 from pyllm.core.arguments cimport int32, number
 from pyllm.core.batch cimport Batch
@@ -116,6 +117,9 @@ cdef class Trainer:
 
     Wraps ``llama_opt_init``.
     """
+
+    __reduce__ = not_pickled("it belongs to its context; save the model, and train it further there")
+    __signature__ = signature
 
     cdef readonly Context context          # holds the optimizer's state in C, until it is closed
     cdef step_settings settings            # llama.cpp keeps a pointer to it

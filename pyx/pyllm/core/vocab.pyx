@@ -11,6 +11,7 @@ import numpy as np
 
 from pyllm import enums
 from pyllm.errors import InvalidArgumentError, TokenizeError
+from pyllm.core.introspection import signature
 from pyllm.core.arguments cimport int32
 from pyllm.core cimport guard
 from pyllm.core.model cimport Model
@@ -30,15 +31,18 @@ cdef class Vocab:
     """The tokenizer of a model: text to token ids and back.
 
     All methods are thread-safe, and tokenizing releases the GIL. ``model.vocab`` is the usual way to get one.
+    Token ids are lists, to which ``+`` appends; arrays come from the methods that say so in their name.
 
     Example:
         >>> vocab = model.vocab
-        >>> ids = vocab.tokenize("Hello world", add_special=False)
-        >>> ids.dtype
-        dtype('int32')
+        >>> ids = vocab.tokenize("Hello", add_special=False) + vocab.tokenize(" world", add_special=False)
         >>> vocab.detokenize(ids)
         'Hello world'
+        >>> vocab.tokenize_array("Hello world").dtype
+        dtype('int32')
     """
+
+    __signature__ = signature
 
     def __cinit__(self, Model model not None):
         self.model = model
@@ -59,6 +63,15 @@ cdef class Vocab:
                 f"token {token} is not in the vocabulary: ids go from 0 to {self.n_tokens - 1}"
             )
         return 0
+
+    def __reduce__(self):
+        return type(self), (self.model,), getattr(self, "__dict__", None)
+
+    def __copy__(self):
+        return self  # nothing of it can change
+
+    def __deepcopy__(self, memo):
+        return self
 
     def __len__(self):
         return self.n_tokens
@@ -95,11 +108,21 @@ cdef class Vocab:
                 off for text that comes from others.
 
         Returns:
-            numpy.ndarray: Token ids, int32, shape (n,).
+            list[int]: Token ids.
 
         Raises:
             TokenizeError: The text is too long, or bytes that are not UTF-8 which this kind of tokenizer cannot
                 take, or the model has no tokenizer.
+
+        Wraps ``llama_tokenize``.
+        """
+        return self.tokenize_array(text, add_special=add_special, parse_special=parse_special).tolist()
+
+    def tokenize_array(self, text, *, bint add_special=True, bint parse_special=False):
+        """As :meth:`tokenize`, as an array: for long texts, and for arithmetic on ids.
+
+        Returns:
+            numpy.ndarray: Token ids, int32, shape (n,).
 
         Wraps ``llama_tokenize``.
         """
@@ -160,7 +183,7 @@ cdef class Vocab:
 
         Wraps ``llama_detokenize``.
         """
-        ids = self.as_tokens(tokens)
+        ids = self.as_token_array(tokens)
         cdef const int32_t[::1] view = ids
         cdef int32_t n_tokens = <int32_t> view.shape[0]
         cdef string text
@@ -185,7 +208,7 @@ cdef class Vocab:
             raise TokenizeError("the tokens could not be turned into text", code=n, function="llama_detokenize")
         return text.data()[:n]
 
-    def as_tokens(self, tokens):
+    def as_token_array(self, tokens):
         """Token ids as a C-contiguous int32 array, every id checked against the vocabulary.
 
         Args:
@@ -310,17 +333,18 @@ cdef class Vocab:
 
     @property
     def eog_tokens(self):
-        """All tokens that end a generation: int32, shape (n,). Wraps ``llama_vocab_is_eog``."""
+        """All tokens that end a generation (list of int). Wraps ``llama_vocab_is_eog``."""
         cdef const lib.llama_vocab * ptr = self.require()
         cdef int32_t i
-        return np.array([i for i in range(self.n_tokens) if lib.llama_vocab_is_eog(ptr, i)], np.int32)
+        return [i for i in range(self.n_tokens) if lib.llama_vocab_is_eog(ptr, i)]
 
     @property
     def suppress_tokens(self):
-        """Tokens the model asks never to sample: int32, shape (n,). Wraps ``llama_vocab_get_suppress_tokens``."""
+        """Tokens the model asks never to sample (list of int). Wraps ``llama_vocab_get_suppress_tokens``."""
         cdef int32_t n = 0
+        cdef int32_t i
         cdef const int32_t * tokens = lib.llama_vocab_get_suppress_tokens(self.require(), &n)
-        return _to_array(tokens, n)
+        return [tokens[i] for i in range(n)]
 
     # ---- special tokens: an id, or None where the model has none
 
