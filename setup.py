@@ -21,6 +21,7 @@ from setuptools.command.sdist import sdist as _sdist
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "llama_cpp_src"))
 
+import backend_dist  # noqa: E402
 import fetch  # noqa: E402
 import sbom  # noqa: E402
 from cmake_build import CCACHE_ENVIRONMENT, HEADER_FOLDERS, PLATFORM, WINDOWS, BuildConfig, CMakeBuild, stop  # noqa: E402
@@ -203,13 +204,9 @@ class bdist_wheel(_bdist_wheel):  # noqa: N801
     def write_wheelfile(self, wheelfile_base: str, **options: str) -> None:
         super().write_wheelfile(wheelfile_base, **options)
         recorded = Path(self.bdist_dir, "pyllm/_build.json")
-        if not recorded.exists():
-            return  # an editable installation has nothing in it
-        info = json.loads(recorded.read_text(encoding="utf-8"))
-        target = Path(wheelfile_base, "sboms/pyllm.cdx.json")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        materials = sbom.sbom("pyllm", self.distribution.get_version(), info)
-        target.write_text(json.dumps(materials, indent=1) + "\n", encoding="utf-8")
+        if recorded.exists():  # an editable installation has nothing in it
+            contents = sbom.components() + sbom.page_components()
+            sbom.write(wheelfile_base, self.distribution.metadata, recorded, contents)
 
 
 def extensions() -> list[Extension]:
@@ -222,8 +219,12 @@ def extensions() -> list[Extension]:
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    setup(
-        ext_modules=extensions(),
-        cmdclass={"bdist_wheel": bdist_wheel, "build_ext": build_ext, "sdist": sdist},
-        options={} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
-    )
+    if BuildConfig.from_env().backend:
+        options = backend_dist.setup_options(source_tree)
+    else:
+        options = {
+            "ext_modules": extensions(),
+            "cmdclass": {"bdist_wheel": bdist_wheel, "build_ext": build_ext, "sdist": sdist},
+            "options": {} if FREE_THREADED else {"bdist_wheel": {"py_limited_api": "cp311"}},
+        }
+    setup(**options)

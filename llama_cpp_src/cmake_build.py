@@ -71,6 +71,8 @@ NATIVE: dict[tuple[str, str], tuple[dict[str, str], tuple[str, ...]]] = {
 }
 PORTABLE: tuple[dict[str, str], tuple[str, ...]] = ({"GGML_NATIVE": "OFF", "GGML_CPU_ALL_VARIANTS": "ON"}, ())
 UNKNOWN: tuple[dict[str, str], tuple[str, ...]] = ({"GGML_NATIVE": "OFF"}, ())
+# A distribution of one backend has the code for the CPU in pyllm.
+BACKEND: tuple[dict[str, str], tuple[str, ...]] = ({"GGML_NATIVE": "OFF", "GGML_CPU": "OFF"}, ())
 
 COMMON = {
     "CMAKE_BUILD_TYPE": "Release",
@@ -119,6 +121,7 @@ class BuildConfig:
 
     Attributes:
         portable: PYLLM_PORTABLE=1 builds one CPU module per generation of processors; wheels do.
+        backend: PYLLM_BACKEND=vulkan builds the distribution of that backend instead of pyllm (backend_dist.py).
         sanitize: PYLLM_SANITIZE=address builds everything with that sanitizer.
         local_source: LLAMA_CPP_SRC, a checkout of llama.cpp to build instead of the pinned sources.
         cmake_args: PYLLM_CMAKE_ARGS, further arguments for CMake, such as -DGGML_CUDA=ON.
@@ -127,6 +130,7 @@ class BuildConfig:
     """
 
     portable: bool
+    backend: str
     sanitize: str
     local_source: str
     cmake_args: tuple[str, ...]
@@ -138,6 +142,7 @@ class BuildConfig:
         env = os.environ
         return cls(
             portable=env.get("PYLLM_PORTABLE", "0") not in ("", "0"),
+            backend=env.get("PYLLM_BACKEND", ""),
             sanitize=env.get("PYLLM_SANITIZE", ""),
             local_source=env.get("LLAMA_CPP_SRC", ""),
             cmake_args=tuple(shlex.split(env.get("PYLLM_CMAKE_ARGS", ""))),
@@ -148,7 +153,8 @@ class BuildConfig:
     @property
     def name(self) -> str:
         """Builds of different kinds have folders of their own, so that none of them undoes another's work."""
-        kind = ("asan" if self.sanitize == "address" else self.sanitize) or ("portable" if self.portable else "native")
+        kind = ("asan" if self.sanitize == "address" else self.sanitize) or self.backend
+        kind = kind or ("portable" if self.portable else "native")
         return kind + "-local" * bool(self.local_source)
 
     @property
@@ -165,19 +171,23 @@ class CMakeBuild:
 
     Attributes:
         source: llama.cpp's tree.
+        settings: CMake settings of a backend.
         folder: The build folder.
         libraries: Where libraries and backends end up, below `folder`.
     """
 
-    def __init__(self, config: BuildConfig, source: Path) -> None:
+    def __init__(self, config: BuildConfig, source: Path, settings: dict[str, str] | None = None) -> None:
         self.config = config
         self.source = source
+        self.settings = settings or {}
         self.folder = ROOT / "build" / f"cmake-{config.name}"
         self.libraries = self.folder / "bin"
 
     def configure_command(self) -> list[str]:
         system, arch = "windows" if WINDOWS else "unix", ARCHS.get(platform.machine().lower(), "other")
         settings, flags = PORTABLE if self.config.portable else NATIVE.get((system, arch), UNKNOWN)
+        if self.config.backend:
+            settings, flags = BACKEND
         flags += self.config.sanitizer_flags
         # Failed assertions become exceptions, which pass through ggml's C functions on their way to the caller.
         compilers = {"CMAKE_C_FLAGS": " ".join((*flags, "-fexceptions")), "CMAKE_CXX_FLAGS": " ".join(flags)}
@@ -195,6 +205,7 @@ class CMakeBuild:
             # Upstream's programs are targets to ask for (`make tools`); our source archives do not carry them.
             "LLAMA_BUILD_TOOLS": "ON" if (self.source / "tools/llama-bench").is_dir() else "OFF",
             "LLAMA_BUILD_SERVER": "ON" if (self.source / "scripts/ui-assets.cmake").is_file() else "OFF",
+            **self.settings,
         }
         command = [tool("cmake"), "-G", "Ninja", "-S", str(self.source), "-B", str(self.folder)]
         return [*command, *(f"-D{key}={value}" for key, value in settings.items()), *self.config.cmake_args]

@@ -22,13 +22,21 @@ add_compile_options($<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
     add_link_options(-Wl,-Bsymbolic-functions)
 endif()
-#
+
 # Two of its files print errors to stderr instead of logging them: a library must not print, and the words are wanted
-# in the exception. They are compiled with a header that sends what goes to stderr into llama.cpp's log.
-if(MSVC)
-    set(PYLLM_FORCE_INCLUDE "/FI${CMAKE_CURRENT_LIST_DIR}/stderr_to_log.h")
-else()
-    set(PYLLM_FORCE_INCLUDE "-include;${CMAKE_CURRENT_LIST_DIR}/stderr_to_log.h")
-endif()
-cmake_language(DEFER CALL set_source_files_properties src/llama-grammar.cpp src/unicode.cpp
-    TARGET_DIRECTORY llama PROPERTIES COMPILE_OPTIONS "${PYLLM_FORCE_INCLUDE}")
+# in the exception. They are compiled with a header that sends what goes to stderr into llama.cpp's log. A third one is
+# compiled with what older Vulkan headers lack.
+function(pyllm_force_include target header)
+    if(TARGET ${target})
+        if(MSVC)
+            set(option "/FI${PYLLM_HEADERS}/${header}")
+        else()
+            set(option "-include;${PYLLM_HEADERS}/${header}")
+        endif()
+        set_source_files_properties(${ARGN} TARGET_DIRECTORY ${target} PROPERTIES COMPILE_OPTIONS "${option}")
+    endif()
+endfunction()
+# Deferred calls are evaluated later, in another folder.
+set(PYLLM_HEADERS "${CMAKE_CURRENT_LIST_DIR}")
+cmake_language(DEFER CALL pyllm_force_include llama stderr_to_log.h src/llama-grammar.cpp src/unicode.cpp)
+cmake_language(DEFER CALL pyllm_force_include ggml-vulkan vulkan_compat.h ggml/src/ggml-vulkan/ggml-vulkan.cpp)

@@ -11,10 +11,10 @@ def entry() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
-        if sys.argv[1:2] == ["doctor"]:
-            from pyllm.cli import report
+        from pyllm.cli import report
 
-            return report.main(sys.argv[2:])
+        if sys.argv[1:2] and sys.argv[1] in report.COMMANDS:
+            return report.main(sys.argv[1], sys.argv[2:])
         from pyllm.extras import install_command
 
         sys.exit(f"pyllm: the command line needs {error.name}: {install_command(extra='cli')}")

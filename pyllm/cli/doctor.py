@@ -1,4 +1,4 @@
-"""``pyllm doctor``."""
+"""``pyllm doctor`` and ``pyllm devices``."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from typing import Annotated
 import typer
 
 from pyllm.cli.output import set_verbose
+from pyllm.cli.report import show
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")]
 
 
-def doctor(
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show llama.cpp's log.")] = False,
-) -> None:
+def doctor(json: _Json = False, verbose: _Verbose = False) -> None:
     """Show what this installation is, what it runs on and what is missing."""
     set_verbose(verbose)
-    from pyllm.cli.report import show
+    show("doctor", as_json=json)
 
-    show(as_json=json)
+
+def devices(json: _Json = False, verbose: _Verbose = False) -> None:
+    """List the devices that models can be put on, and the backends that are not in use."""
+    set_verbose(verbose)
+    show("devices", as_json=json)

@@ -237,7 +237,7 @@ FLAGS: tuple[Flag, ...] = (
     *_flags("ignored", "one occurrence is enough", "--spec-ngram-simple-min-hits = :1"),
     # ---- what must not be ignored
     *_flags("refused", "run `pyllm list`", "-cl --cache-list"),
-    *_flags("refused", "run `pyllm doctor`", "--list-devices"),
+    *_flags("refused", "run `pyllm devices`", "--list-devices"),
     *_flags("refused", "there are no completions for shells", "--completion-bash"),
     *_flags("refused", "pyllm is built without RPC: the layers would all be computed here", "--rpc = LLAMA_ARG_RPC"),
     *_flags(

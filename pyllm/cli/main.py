@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 
 from pyllm.cli.chat import chat
 from pyllm.cli.command import Command
-from pyllm.cli.doctor import doctor
+from pyllm.cli.doctor import devices, doctor
 from pyllm.cli.embed import embed
 from pyllm.cli.inspect import inspect
 from pyllm.cli.list import list_
@@ -88,6 +88,7 @@ app.command(cls=Command)(embed)
 app.command(cls=Command)(rerank)
 app.command(cls=Command)(tokenize)
 app.command(cls=Command)(inspect)
+app.command(cls=Command)(devices)
 app.command(cls=Command)(doctor)
 
 

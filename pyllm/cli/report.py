@@ -1,4 +1,4 @@
-"""What ``pyllm doctor`` reports: what this installation is, what it runs on and what is missing.
+"""What ``pyllm doctor`` and ``pyllm devices`` report: what this installation is, what it runs on and what is missing.
 
 It needs NumPy alone, so that it can say which packages other commands need.
 """
@@ -10,11 +10,13 @@ import importlib.metadata
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from pyllm.cli.output import human_size, set_verbose
+from pyllm.errors import BackendWarning
 from pyllm.extras import extras, install_command, is_installed
 from pyllm.version import __version__
 
@@ -33,9 +35,9 @@ _USES = {
 
 def report() -> dict[str, Any]:
     """All that ``pyllm doctor --json`` says."""
-    from pyllm.core import backend, log
+    found = devices()
+    from pyllm.core import backend
 
-    log.refresh_level()  # else the level is read when a model is loaded, and none is
     return {
         "pyllm": __version__,
         "llama_cpp": {"version": backend.llama_version(), "commit": _commit(backend)},
@@ -43,10 +45,23 @@ def report() -> dict[str, Any]:
         "numpy": importlib.metadata.version("numpy"),
         "platform": platform.platform(),
         "cpu_features": backend.cpu_features(),
-        "backends": [asdict(found) for found in backend.backends()],
-        "devices": [asdict(device) for device in backend.devices()],
+        **found,
         "extras": {name: _extra(name) for name in _USES},
         **_models(),
+    }
+
+
+def devices() -> dict[str, Any]:
+    """All that ``pyllm devices --json`` says."""
+    from pyllm.core import backend, log
+
+    log.refresh_level()  # else the level is read when a model is loaded, and none is
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BackendWarning)  # the report says the same
+        backend.load_backends()
+    return {
+        "backends": [asdict(found) for found in backend.backends()],
+        "devices": [asdict(device) for device in backend.devices()],
     }
 
 
@@ -90,12 +105,9 @@ def lines(found: dict[str, Any]) -> list[str]:
         "backends",
     ]
     for backend in found["backends"]:
-        state = "loaded" if backend["loaded"] else f"rejected: {backend['reason']}"
-        result.append(f"  {backend['name']}: {state}" + (f" ({backend['path']})" if backend["path"] else ""))
+        result += _backend_lines(backend)
     result.append("devices")
-    for device in found["devices"]:
-        memory = f"{human_size(device['memory_free'])} free of {human_size(device['memory_total'])}"
-        result.append(f"  {device['name']}: {device['description']} [{device['type']}], {memory}")
+    result += [f"  {_device_line(device)}" for device in found["devices"]]
     lacking = {name: extra for name, extra in found["extras"].items() if extra["missing"]}
     there = [name for name in found["extras"] if name not in lacking]
     result.append(f"extras      {', '.join(there) or 'none'}")
@@ -108,29 +120,56 @@ def lines(found: dict[str, Any]) -> list[str]:
     return result
 
 
+def _backend_lines(backend: dict[str, Any]) -> list[str]:
+    state = "loaded" if backend["loaded"] else f"rejected: {backend['reason']}"
+    line = f"  {backend['name']}: {state}" + (f" ({backend['path']})" if backend["path"] else "")
+    return [line, f"    {backend['remedy']}"] if backend["remedy"] else [line]
+
+
+def _device_line(device: dict[str, Any]) -> str:
+    memory = f"{human_size(device['memory_free'])} free of {human_size(device['memory_total'])}"
+    return f"{device['name']}: {device['description']} [{device['type']}], {memory}"
+
+
+def device_lines(found: dict[str, Any]) -> list[str]:
+    """The devices for people, then the backends that could bring more, with what keeps them from it."""
+    # Of the modules for the CPU one is in use, and that is no loss.
+    rejected = [one for one in found["backends"] if not one["loaded"] and not one["name"].startswith("cpu")]
+    result = [_device_line(device) for device in found["devices"]]
+    return [*result, *(["not in use"] if rejected else []), *(line for one in rejected for line in _backend_lines(one))]
+
+
 def _features(features: dict[str, str]) -> str:
     # A feature is reported as "1", or with a value such as a vector width.
     return ", ".join(name if value == "1" else f"{name}={value}" for name, value in features.items()) or "unknown"
 
 
-def show(*, as_json: bool) -> None:
-    """Print the report."""
-    found = report()
-    print(json.dumps(found, indent=2) if as_json else "\n".join(lines(found)))
+def show(command: str, *, as_json: bool) -> None:
+    """Print the report of "doctor" or "devices"."""
+    found = devices() if command == "devices" else report()
+    text = "\n".join(device_lines(found) if command == "devices" else lines(found))
+    print(json.dumps(found, indent=2) if as_json else text)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """``pyllm doctor`` where the packages of the command line are missing.
+COMMANDS = {
+    "doctor": "Show what this installation is, what it runs on and what is missing.",
+    "devices": "List the devices that models can be put on, and the backends that are not in use.",
+}
+
+
+def main(command: str, arguments: Sequence[str]) -> None:
+    """``pyllm doctor`` and ``pyllm devices`` where the packages of the command line are missing.
 
     Args:
-        arguments: Those behind "doctor".
+        command: One of COMMANDS.
+        arguments: Those behind it.
     """
-    parser = argparse.ArgumentParser(prog="pyllm doctor", description="Show what this installation is.")
+    parser = argparse.ArgumentParser(prog=f"pyllm {command}", description=COMMANDS[command])
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     parser.add_argument("-v", "--verbose", action="store_true", help="Show llama.cpp's log.")
     wanted = parser.parse_args(arguments)
     set_verbose(wanted.verbose)
-    show(as_json=wanted.json)
+    show(command, as_json=wanted.json)
 
 
-__all__ = ["lines", "main", "report", "show"]
+__all__ = ["COMMANDS", "device_lines", "devices", "lines", "main", "report", "show"]

@@ -20,6 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / ".github/requirements/declared.py"
 # Tools of developers have no lowest version that anybody would use.
 TOOLS = ("lint", "dev")
+# Distributions of this repository, in exactly its version (test_backend_dist.py).
+BACKENDS = ("cuda12", "cuda13", "vulkan", "rocm", "sycl", "rpc")
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +50,21 @@ def requirements(project: dict[str, Any], extras: Iterable[str]) -> list[Require
 
 
 def test_the_constraints_are_the_declared_bounds(project: dict[str, Any]) -> None:
-    extras = [name for name in project["optional-dependencies"] if name not in TOOLS]
+    extras = [name for name in project["optional-dependencies"] if name not in (*TOOLS, *BACKENDS)]
     declared: dict[str, set[Version]] = {}
     for requirement in requirements(project, extras):
         bounds = [Version(one.version) for one in requirement.specifier if one.operator == ">="]
         assert len(bounds) == 1, f"{requirement} needs one lowest version"
         declared.setdefault(canonicalize_name(requirement.name), set()).update(bounds)
-    constraints = {one.name: [(pin.operator, Version(pin.version)) for pin in one.specifier] for one in printed("--lowest", *extras)}
+    constraints = {
+        one.name: [(pin.operator, Version(pin.version)) for pin in one.specifier]
+        for one in printed("--lowest", *extras)
+    }
     assert constraints == {name: [("==", bound) for bound in bounds] for name, bounds in declared.items()}
 
 
 def test_all_extras_but_the_heavy_ones_are_tested(project: dict[str, Any]) -> None:
-    light = [name for name in project["optional-dependencies"] if name not in (*TOOLS, "eval", "llm")]
+    light = [name for name in project["optional-dependencies"] if name not in (*TOOLS, *BACKENDS, "eval", "llm")]
     assert {str(one) for one in printed("all", "test")} == {str(one) for one in requirements(project, light)}
     makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
     assert "$(DECLARED) all test" in makefile and "$(DECLARED) --lowest all test" in makefile

@@ -158,7 +158,7 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "llama_cpp_src").mkdir()
     (folder / "pyllm").mkdir()
     names = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "pyllm/version.py"]
-    names += [f"llama_cpp_src/{name}" for name in ("PIN.toml", "fetch.py", "cmake_build.py")]
+    names += [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("llama_cpp_src/*.*") if path.is_file()]
     for name in names:
         shutil.copy(REPOSITORY / name, folder / name)
     return folder

@@ -31,7 +31,7 @@ def test_an_extra_is_named_by_its_packages():
     found = extras.extras()
     assert "typer>=0.12.5" in found["cli"]
     assert any(one.startswith("platformdirs") for one in found["cli"])  # of the extra hub, which cli includes
-    assert not [one for requirements in found.values() for one in requirements if one.startswith("pyllm")]
+    assert not [one for requirements in found.values() for one in requirements if one.startswith("pyllm[")]
 
 
 def test_metadata_say_the_same_as_the_checkout(monkeypatch):
@@ -113,6 +113,12 @@ def test_doctor_needs_numpy_alone():
     (cli,) = [line for line in lines if line.startswith("  cli, for the command line: missing.")]
     assert f"{sys.executable} -m pip install" in cli and "typer>=" in cli
     assert any(line.startswith("models      by path only") for line in lines)
+
+
+def test_devices_need_numpy_alone():
+    result = bare("devices")
+    assert result.returncode == 0, result.stderr
+    assert any(line.startswith("CPU: ") for line in result.stdout.splitlines())
 
 
 def test_doctor_without_extras_prints_json_and_help():

@@ -72,3 +72,26 @@ def test_doctor_text(pyllm):
     assert result.returncode == 0, result.stderr
     for heading in ("pyllm", "llama.cpp", "Python", "NumPy", "CPU in use", "backends", "devices", "models"):
         assert any(line.startswith(heading) for line in result.stdout.splitlines()), heading
+
+
+def test_devices(pyllm):
+    result = pyllm("devices", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert [device["name"] for device in report["devices"] if device["type"] == "cpu"] == ["CPU"]
+    text = pyllm("devices").stdout
+    (line,) = [line for line in text.splitlines() if line.startswith("CPU: ")]
+    assert "[cpu], " in line and " free of " in line
+
+
+def test_what_keeps_a_backend_from_use(program, monkeypatch, tmp_path):
+    """The report says it instead of a warning, together with the remedy."""
+    module = tmp_path / "libggml-other.so"
+    module.write_bytes(b"")
+    monkeypatch.setenv("PYLLM_BACKEND_PATH", str(module))
+    for command in ("devices", "doctor"):
+        result = program(command)
+        assert result.returncode == 0 and result.stderr == ""
+        lines = result.stdout.splitlines()
+        (at,) = [i for i, line in enumerate(lines) if line.startswith("  other: rejected: no build.json")]
+        assert str(module) in lines[at] and "PYLLM_BACKEND" in lines[at + 1]

@@ -43,7 +43,7 @@ def test_version(program):
 def test_help_names_every_command(pyllm):
     result = pyllm("--help")
     assert result.returncode == 0
-    for command in ("run", "pull", "list", "inspect", "doctor"):
+    for command in ("run", "pull", "list", "inspect", "devices", "doctor"):
         assert command in result.stdout
 
 
