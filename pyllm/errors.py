@@ -196,6 +196,10 @@ class StaleLogitsError(PyllmError, RuntimeError):
     """Logits or embeddings were read after a newer decode had replaced them."""
 
 
+class StaleLogitsWarning(UserWarning):
+    """Arrays on the outputs of several earlier decodes are alive, and all of them show the newest rows."""
+
+
 class NoOutputError(PyllmError, LookupError):
     """The last decode gave no output at that index."""
 

@@ -84,12 +84,7 @@ class Embedder:
             workplaces = list(self._workplaces.values())
             self._workplaces.clear()
         for workplace in workplaces:
-            try:
-                workplace.context.close()
-            except BufferError:
-                # Its vectors are being copied at this moment; that thread notices that it is closed.
-                with self._lock:
-                    workplace.context.close()
+            workplace.context.close()
 
     def cancel(self, job: Job | None = None) -> None:
         """Call a computation off; it raises DecodeAborted. Takes no lock that is held for long.

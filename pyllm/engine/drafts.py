@@ -226,12 +226,12 @@ class Drafts:
     def decode(runner: Runner, rows: list[tuple[Text, int]], drafts: dict[Text, Draft]) -> Ready:
         """Compute tokens of texts and drafts; see :meth:`pyllm.engine.runner.Runner.decode`.
 
-        Where there is no room, in the KV cache or for the logits, there are no drafts: none is left in `drafts` then.
+        Where there is no room in the KV cache there are no drafts: none is left in `drafts` then.
         """
         if drafts:
             try:
                 return runner.decode(rows, drafts)
-            except (NoKVSlotError, BufferError):
+            except NoKVSlotError:
                 drafts.clear()
         return runner.decode(rows)
 

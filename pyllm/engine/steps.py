@@ -251,11 +251,11 @@ class Steps:
             self._compute(rows, [])
             return
         started = time.perf_counter()
-        failed: Exception | None = None
+        is_full = False
         try:
             self._rounds.run(room)
-        except (NoKVSlotError, BufferError) as error:
-            failed = error
+        except NoKVSlotError:
+            is_full = True
         except Exception:
             if self._rounds.n_steps:
                 raise
@@ -274,16 +274,8 @@ class Steps:
             self.counters.step_texts += n * len(rows)
             self._pace.measured(len(rows), 0, 1000 * (now - started) / n)
             self._deliver(texts, now)
-        if isinstance(failed, NoKVSlotError):
+        if is_full:
             self._make_way()
-        elif failed is not None:
-            self._no_logits(rows, failed)
-
-    def _no_logits(self, rows: list[tuple[Text, int]], error: Exception) -> None:
-        """Somebody keeps a view of logits, which cannot be moved then. Who wants those of a prompt needs more room."""
-        for text in [text for text, _ in rows if text.task.scores] or [text for text, _ in rows]:
-            if text in self.jobs:
-                self._fail(self.jobs[text], error)
 
     def _compute(self, rows: list[tuple[Text, int]], granted: list[tuple[Text, int]]) -> None:
         cache, counters = self.cache, self.counters
@@ -293,9 +285,6 @@ class Steps:
             ready = self._decode(rows, drafts)
         except NoKVSlotError:
             self._make_way()
-            return
-        except BufferError as error:
-            self._no_logits(rows, error)
             return
         if ready is None:
             return

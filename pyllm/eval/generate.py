@@ -128,7 +128,7 @@ def _step(context: Context, running: Sequence[_Running]) -> list[_Running]:
 def _choose(context: Context, one: _Running, i: int) -> bool:
     # Sampler.sample accepts what it has chosen.
     vocab = context.model.vocab
-    one.token = one.prompt.sampler.sample(context, i)
+    one.token = one.prompt.sampler.sample(context, index=i)
     if vocab.is_eog(one.token):
         return False
     one.n_generated += 1

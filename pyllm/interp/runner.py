@@ -137,12 +137,7 @@ class Interp:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        try:
-            self.close()
-        except BufferError:
-            # As of a Context: an exception that passes through is not hidden behind the view in its traceback.
-            if not any(exc_info):
-                raise
+        self.close()
 
     def __repr__(self) -> str:
         return f"<Interp of {self.model!r}>"

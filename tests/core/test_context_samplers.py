@@ -135,11 +135,8 @@ def test_views_keep_the_buffer_where_it_is(make_context, ids, plain):
     context.decode(Batch.from_arrays(ids))
     view = np.asarray(context.logits)
     context.set_sampler(0, Chain(Greedy()))
-    with pytest.raises(BufferError):
-        context.decode(Batch.from_arrays(ids[:1]))
-    assert np.array_equal(view[-1], plain)
-    del view
     context.decode(Batch.from_arrays(ids[:1]))
+    assert np.array_equal(view[-1], plain)
     assert context.sampled.token() is not None
 
 
@@ -250,9 +247,10 @@ def test_views_on_the_outputs_of_t5(load, make_context):
     context.decode(Batch.from_arrays([5]))
     outputs = context.logits
     address, view = outputs.address, np.asarray(outputs)
-    with pytest.raises(BufferError):
-        for n in range(2, 40):
-            context.memory.clear()
-            context.decode(Batch.from_arrays(np.full(n, 5), outputs="all"))
-            assert context.logits.address == address, n
-    assert view.size
+    for n in range(2, 40):
+        kept = view.copy()
+        context.memory.clear()
+        context.decode(Batch.from_arrays(np.full(n, 5), outputs="all"))
+        if context.logits.address != address:
+            break
+    assert n < 39 and np.array_equal(view, kept)

@@ -112,10 +112,12 @@ for kind in (Chain, Greedy, TopK, Grammar, Sampler):
     raises(errors.ClosedError, "", Chain, sampler)
     repr(sampler)
     sampler.close()
-outputs = Outputs.__new__(Outputs)
-repr(outputs), len(outputs), outputs.shape, outputs.address
-for call in (lambda: np.asarray(outputs), lambda: outputs[0], outputs.copy, lambda: memoryview(outputs)):
-    raises((BufferError, errors.PyllmError), "", call)
+raises(TypeError, "Context", Outputs.__new__, Outputs)
+raises(TypeError, "Context", Outputs, (2, 3))
+outputs = np.ndarray.__new__(Outputs, (2, 3), np.float32)
+repr(outputs), len(outputs), outputs.shape, outputs.address, outputs._repr_html_(), outputs[0], outputs.copy()
+outputs.fill(1)
+assert np.asarray(outputs + outputs).tolist() == [[2.0] * 3] * 2
 """,
     "an __init__ that is called on something else": """
 model, context = make()

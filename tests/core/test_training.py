@@ -209,10 +209,10 @@ def test_views_are_safe(trainable, text):
     context = trainable()
     context.decode(Batch.from_arrays(text[:4]))
     view = np.asarray(context.logits)
-    with pytest.raises(BufferError):
-        Trainer(context)
-    del view
-    Trainer(context)
+    trainer = Trainer(context)
+    trainer.epoch([text[: context.n_ctx + 1]])
+    context.close()
+    assert np.isfinite(view).all()
 
 
 @pytest.mark.parametrize(

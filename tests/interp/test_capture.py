@@ -222,13 +222,10 @@ def test_layer_inputs_do_not_move_the_outputs_under_a_view(capture: Capture, bat
     capture.context.decode(batch)
     view = np.asarray(capture.context.logits)
     capture.context.memory.clear()
-    with pytest.raises(BufferError):
-        capture.layer_inputs(batch, [0, 1])
     before = view.copy()
-    assert np.array_equal(view, before)
-    del view
-    capture.context.memory.clear()
     capture.layer_inputs(batch, [0, 1])
+    assert np.array_equal(view, before)
+    assert not np.shares_memory(view, np.asarray(capture.context.logits))
 
 
 def test_layer_inputs_that_cannot_be(capture: Capture, load: Callable, make_context: Callable[..., Context]) -> None:

@@ -93,26 +93,23 @@ def test_every_order_of_letting_go(tiny_models):
     isolated.survive(LET_GO, tiny_models["llama"], 1, timeout=600)
 
 
-def test_close_with_a_live_view_changes_nothing(make_model, tiny_models):
+def test_closing_the_model_leaves_a_live_view_its_memory(make_model, tiny_models):
     model = make_model(tiny_models["llama"])
     first, second = Context(model, n_ctx=64), Context(model, n_ctx=64)
     for context in (first, second):
         context.decode(Batch.from_arrays([1, 2]))
     view = np.asarray(second.logits)
     expected = view.copy()
-    for closing in (second, model):
-        with pytest.raises(BufferError, match=r"1 .*view"):
-            closing.close()
-        assert not (first.closed or second.closed or model.closed)
+    second.close()
+    assert second.closed and not (first.closed or model.closed)
     np.testing.assert_array_equal(view, expected)
     first.decode(Batch.from_arrays([3]))
-    second.decode(Batch.from_arrays([3]))
-    del view
     model.close()
-    assert first.closed and second.closed and model.closed
+    assert first.closed and model.closed
+    np.testing.assert_array_equal(view, expected)
 
 
-def test_a_row_a_slice_and_a_memoryview_hold_the_context(make_model, tiny_models):
+def test_a_row_a_slice_and_a_memoryview_outlive_the_context(make_model, tiny_models):
     model = make_model(tiny_models["llama"])
     makers = (
         lambda context: context.logits[0],
@@ -125,9 +122,11 @@ def test_a_row_a_slice_and_a_memoryview_hold_the_context(make_model, tiny_models
         with Context(model, n_ctx=64) as context:
             context.decode(Batch.from_arrays([1, 2]))
             held = maker(context)
-            with pytest.raises(BufferError):
-                context.close()
-            del held
+            expected = np.array(held)
+        assert context.closed
+        del context
+        gc.collect()
+        np.testing.assert_array_equal(np.asarray(held), expected)
 
 
 def test_outputs_by_themselves_do_not_keep_it_open(make_model, tiny_models):
@@ -136,10 +135,9 @@ def test_outputs_by_themselves_do_not_keep_it_open(make_model, tiny_models):
     context.decode(Batch.from_arrays([1, 2]))
     outputs = context.logits
     context.close()
-    with pytest.raises((BufferError, errors.ClosedError)):
-        np.asarray(outputs)
-    with pytest.raises((BufferError, errors.ClosedError)):
+    with pytest.raises(errors.ClosedError):
         outputs[0]
+    assert np.asarray(outputs).size == 0
 
 
 def test_exceptions_leave_with_blocks_closed(tiny_models):
@@ -175,21 +173,24 @@ def test_an_exception_in_a_with_block_is_not_lost_behind_a_view(kind, make_model
             view = np.asarray(context.logits)  # noqa: F841, the traceback holds it
             raise KeyError("the cause")
 
-    with pytest.raises(KeyError, match="the cause") as info:
+    with pytest.raises(KeyError, match="the cause"):
         use()
-    assert not context.closed
-    del info
-    gc.collect()
-    context.close()
+    assert context.closed
 
-    # Without an exception it is the array that has to be seen.
-    if kind == "context":
-        another = Context(model, n_ctx=64, n_threads=1)
-        with pytest.raises(BufferError), another:
-            another.decode(Batch.from_arrays([1]))
-            held = np.asarray(another.logits)
-        del held
-        another.close()
+
+@pytest.mark.parametrize("kind", ["context", "model", "llama", "interp"])
+def test_with_blocks_are_left_with_a_row_in_hand(kind, make_model, tiny_models):
+    model = make_model(tiny_models["llama"])
+    outer = {"context": Context, "model": lambda _, **_arguments: model, "llama": Llama, "interp": Interp}[kind](
+        model, n_ctx=64, n_threads=1
+    )
+    context = Context(model, n_ctx=64, n_threads=1) if kind == "model" else getattr(outer, "context", outer)
+    with outer:
+        context.decode(Batch.from_arrays([1]))
+        row = context.logits[-1]
+        expected = row.copy()
+    assert context.closed
+    np.testing.assert_array_equal(row, expected)
 
 
 def test_a_constructor_that_fails_leaves_nothing(make_model, tiny_models):

@@ -270,11 +270,7 @@ for round in range(40):
         except errors.StaleLogitsError:
             pass
     def close():
-        while True:
-            try:
-                return context.close()
-            except BufferError:
-                time.sleep(0)
+        context.close()
     run_threads(until((errors.ClosedError, errors.NoOutputError), view), close, close)
 """,
     "loads in many threads": """

@@ -232,12 +232,7 @@ class Llama(Chats):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        try:
-            self.close()
-        except BufferError:
-            # As of a Context: an exception that passes through is not hidden behind the view in its traceback.
-            if not any(exc_info):
-                raise
+        self.close()
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self._given)

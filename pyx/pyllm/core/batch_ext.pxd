@@ -1,6 +1,7 @@
 """Batches whose entries can have a token id, an embedding, or both."""
 
-from libc.stdint cimport int32_t
+from libc.stdint cimport int8_t, int32_t
+from libcpp.vector cimport vector
 
 from pyllm.core.context cimport Context
 from pyllm.includes cimport llama as lib
@@ -14,6 +15,7 @@ cdef class BatchExt:
     cdef int32_t content                 # what the entries have: TOKENS, EMBEDDINGS or both; 0 while it is empty
     cdef dict next_pos                   # sequence -> the position that follows what was added
     cdef list sequences                  # of each entry with an output, for Context
+    cdef vector[int8_t] wanted           # of each entry, whether its outputs are asked for
 
     cdef lib.llama_batch_ext * require(self) except NULL
     cdef int fill(

@@ -201,6 +201,7 @@ cdef class BatchExt:
             # Everything was checked before: this is a limit of llama.cpp that we do not know. Half of it is there.
             self.clear()
             error.fail(errors.InvalidBatchError, f"llama.cpp refused entry {i} (code {index}); the batch is empty now")
+        self.wanted.insert(self.wanted.end(), &out[0], &out[0] + n)
         return 0
 
     def clear(self):
@@ -213,6 +214,7 @@ cdef class BatchExt:
             self.content = 0
             self.next_pos = {}
             self.sequences = []
+            self.wanted.clear()
         finally:
             self.context.release()
         return self
@@ -226,7 +228,6 @@ cdef class BatchExt:
 
 cdef int process_batch(Context context, BatchExt batch, bint encode) except -1:
     cdef int code
-    cdef int32_t n_outputs
     context.acquire()
     try:
         context.require()
@@ -235,16 +236,15 @@ cdef int process_batch(Context context, BatchExt batch, bint encode) except -1:
         if batch.n_tokens == 0:
             raise errors.InvalidBatchError("the batch is empty: add() something first")
         context._check_call(batch.n_tokens, encode)
-        n_outputs = batch.n_outputs
-        if encode or context.embeddings_ or not context.has_memory:
-            n_outputs = batch.n_tokens
-        context.prepare(n_outputs)
+        context.prepare(batch.n_tokens if context.outputs_all(encode) else batch.n_outputs)
         if context.n_samplers:
             context.raw_logits = any(
                 [member not in context.samplers_ for members in batch.sequences for member in members]
             )
         with nogil:
-            code = context.compute(NULL, batch.ptr, n_outputs, encode)
+            code = context.compute(
+                NULL, batch.ptr, batch.wanted.data(), batch.n_tokens, batch.n_outputs, encode
+            )
         return context.raise_for(code, "llama_process")
     finally:
         context.release()

@@ -205,7 +205,6 @@ cdef class Capture:
 
         Raises:
             ContextError: The architecture does not hand them out; see :data:`LAYER_INPUT_ARCHITECTURES`.
-            BufferError: Views on the outputs are alive, and the buffer has to grow.
 
         Wraps ``llama_set_embeddings_layer_inp`` and ``llama_get_embeddings_layer_inp``.
         """

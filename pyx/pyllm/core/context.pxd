@@ -1,12 +1,13 @@
 """A model at work: the KV cache and the output buffer."""
 
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t
 from libcpp cimport bool
 
 from pyllm.core.batch cimport Batch
 from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.context_settings cimport ContextSettings
 from pyllm.core.tap cimport tap
+from pyllm.core.view cimport OutputMemory
 from pyllm.includes cimport llama as lib
 
 
@@ -33,9 +34,11 @@ cdef class Context(ContextSettings):
     cdef object abort_callback_           # the user's, asked every 20 ms
     cdef bint has_abort_callback
     cdef int64_t decodes                  # counts decodes: outputs of an older one are stale
-    cdef int64_t unconfirmed              # floats that the buffer has if the decode that asked for them got so far
     cdef readonly int32_t n_outputs       # rows that the last decode produced; 0 after a failed one
-    cdef int64_t reserved                 # floats that the output buffer has room for
+    cdef OutputMemory output_memory       # the output buffer, which arrays keep when llama.cpp lets go of it
+    cdef object logits_                   # the Outputs of the last decode, or None; they hold no context
+    cdef object token_embeddings          # the same
+    cdef bint warned_of_views             # about arrays of several earlier decodes
     cdef bint kv_unified                  # one cache for all sequences
     cdef bint bf16_keys                   # ggml cannot shift those
     cdef bint poison                      # debug: outputs are copies that turn to NaN when they go stale
@@ -66,19 +69,25 @@ cdef class Context(ContextSettings):
     cdef int _check_call(self, int32_t n, bint encode) except -1
     cdef bint _needs_raw_logits(self, Batch batch, bint output_all)
     cdef int64_t _floats(self, int32_t n_outputs) noexcept nogil
-    cdef _outputs(self, int kind)
-    cdef _ith(self, int kind, int32_t i)
-    cdef bint _has_logits(self)
-    cdef bint _has_token_embeddings(self)
+    cdef bint has_room_for(self, int32_t n_outputs) noexcept
+    cdef bint outputs_all(self, bint encode) noexcept nogil
     cdef int forget_outputs(self) except -1
-    cdef int _expire(self) except -1
+    cdef int _expire(self, object error=*, str message=*) except -1
+    cdef int _warn_of_views(self) except -1
+    # Lets arrays keep the output buffer; llama.cpp makes another one in its next decode.
+    cdef int give_up_buffer(self) except -1
     cdef int prepare(self, int32_t n_outputs) except -1
     cdef int32_t ready_for(self, Batch batch, bint encode) except -1
-    # The one place that computes, either kind of batch. The caller holds the lock and has called prepare().
+    # The one place that computes, either kind of batch: `wanted` says of each of its tokens whether its outputs are
+    # asked for, which are `n_outputs` together. The caller holds the lock and has called prepare().
     cdef int compute(
-        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, int32_t n_outputs, bint encode
+        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, const int8_t * wanted, int32_t n_tokens,
+        int32_t n_outputs, bint encode
     ) except -99 nogil
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil
     cdef int raise_for(self, int code, str function) except -1
     cdef int sync_shadow(self) except -1
     cdef int _check_pooling(self, Batch batch) except -1
+    # Around calls of llama_decode and the like that others make; see raw_access().
+    cdef int begin_raw(self) except -1
+    cpdef outputs_changed(self)

@@ -2,9 +2,11 @@
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int8_t, int32_t, int64_t
 from libc.string cimport memcpy
 from libcpp cimport bool
+
+import warnings
 
 import numpy as np
 
@@ -15,15 +17,26 @@ from pyllm.core.adapter cimport apply_adapters, apply_control_vector, remove_ada
 from pyllm.core.batch cimport Batch
 from pyllm.core.batch_ext cimport BatchExt, process_batch
 from pyllm.core.context_params cimport ContextArguments
+from pyllm.core.hold cimport make_hold
 from pyllm.core.memory cimport Memory
 from pyllm.core.model cimport Model
-from pyllm.core.outputs cimport EMBEDDINGS, LOGITS, wrap_outputs
+from pyllm.core.outputs cimport EMBEDDINGS, LOGITS, copy_outputs, expire_outputs, make_room, read_ith, read_outputs, read_pooled
 from pyllm.core.sampled cimport attach_sampler, wrap_sampled
 from pyllm.core.state cimport State
 from pyllm.core.tap cimport tap
+from pyllm.core.view cimport OutputMemory
 from pyllm.includes cimport ggml
 from pyllm.includes cimport llama as lib
+from pyllm.includes.ggml_backend cimport ggml_backend_buffer_t
 
+
+cdef extern from "outputs.hpp" namespace "pyllm" nogil:
+    size_t output_buffer_size(lib.llama_context * context)
+    bool has_nextn(lib.llama_context * context)
+    bool has_nextn_of_all(lib.llama_context * context)
+    int32_t output_count(lib.llama_context * context)
+    ggml_backend_buffer_t take_output_buffer(lib.llama_context * context) except +
+    void keep_outputs(lib.llama_context * context, const int8_t * wanted, int32_t n_tokens) except +
 
 cdef extern from "pooling.hpp" namespace "pyllm" nogil:
     int32_t first_split(const lib.llama_batch & batch, int32_t n_ubatch, bool unified, bool recurrent) except +
@@ -64,8 +77,7 @@ cdef class Context(ContextSettings):
         n_rs_seq: Snapshots of recurrent state kept for each sequence.
         n_outputs_max: Most outputs of a micro-batch; 0 takes n_batch.
         n_outputs_max_per_seq: Most outputs of a sequence.
-        reserve_outputs: Make room for so many output rows now, so that the buffer never has to move while views
-            on it are alive.
+        reserve_outputs: Make room for so many output rows now, so that arrays on them stay at one address.
         n_threads: Threads for generation; None takes the CPUs this process may use.
         n_threads_batch: Threads for prompts; None takes n_threads.
         ctx_type: "default" or "mtp".
@@ -114,6 +126,7 @@ cdef class Context(ContextSettings):
         cdef int32_t c_reserve_outputs = int32(reserve_outputs, "reserve_outputs")
         self.ptr = NULL
         self.model = model
+        self.output_memory = OutputMemory.__new__(OutputMemory)
         self.shadows = {}
         self.old_pools = []
         self.adapters = ()
@@ -170,7 +183,7 @@ cdef class Context(ContextSettings):
         finally:
             model.done()
         if reserve_outputs:
-            self._reserve(c_reserve_outputs)
+            make_room(self, c_reserve_outputs)
 
     cdef int _read_constants(self, ContextArguments arguments) except -1:
         cdef lib.llama_model * c_model = self.model.require()
@@ -186,8 +199,6 @@ cdef class Context(ContextSettings):
         self.is_t5 = self.model.metadata.get("general.architecture") == "t5"
         self.f32_cache = arguments.c.type_k == ggml.GGML_TYPE_F32 and arguments.c.type_v == ggml.GGML_TYPE_F32
         self.n_pos_per_embd = 4 if self.model.rope_type in (enums.RopeType.MROPE, enums.RopeType.IMROPE) else 1
-        # llama.cpp makes room for one output of every sequence when it creates the context.
-        self.reserved = self._floats(self.n_seq_max_)
         return 0
 
     def __dealloc__(self):
@@ -197,14 +208,16 @@ cdef class Context(ContextSettings):
         self.ptr = NULL
         if ptr != NULL and not self.made_in_parent():
             guard.set_quiet(True)
+            if self.output_memory.views.load() > 0:
+                self.output_memory.buffer = take_output_buffer(ptr)
             lib.llama_free(ptr)
             guard.set_quiet(False)
 
     def close(self):
         """Free the context. Closing twice is allowed.
 
-        Raises:
-            BufferError: A NumPy view on its memory is alive. Nothing was closed.
+        Arrays on its outputs stay as they are: they keep the output buffer, and nothing else, until the last one is
+        gone. Only :attr:`logits` and :attr:`embeddings` themselves raise ClosedError from then on.
 
         Wraps ``llama_free``.
         """
@@ -213,7 +226,11 @@ cdef class Context(ContextSettings):
             return
         self.acquire()
         try:
-            self._check_closable()
+            if self.ptr == NULL:
+                return
+            self._expire(errors.ClosedError, "the context has been closed; keep a .copy() of what you need later")
+            if self.output_memory.views.load() > 0:
+                self.give_up_buffer()
             ptr = self.ptr
             self.ptr = NULL  # before the GIL is released: nobody else reads it any more
             if ptr == NULL:
@@ -230,13 +247,6 @@ cdef class Context(ContextSettings):
             self.n_outputs = 0
         finally:
             self.release()
-
-    def _check_closable(self):
-        if self.exports.load() > 0:
-            raise BufferError(
-                f"{self.exports.load()} NumPy view(s) on the memory of this context are alive; "
-                "delete them, or keep a .copy() instead"
-            )
 
     def _abandon(self):
         """In a forked child: let go of a context of the parent, whose threads are not here. True if it was one."""
@@ -255,13 +265,60 @@ cdef class Context(ContextSettings):
         return self
 
     def __exit__(self, *exc_info):
+        self.close()
+
+    def lock(self):
+        """Hold the context over several calls, so that no other thread gets between them.
+
+        Each call takes the lock by itself. Two threads that share a context need this one wherever two calls belong
+        together: another decode between :meth:`decode` and the choice of a token would put its rows in place.
+
+        Returns:
+            Hold: For a ``with`` block. The thread that is in it can hold the context again.
+
+        Example:
+            >>> with ctx.lock():
+            ...     ctx.decode(batch)
+            ...     token = sampler.sample(ctx)
+        """
+        return make_hold(self, False)
+
+    def raw_access(self):
+        """Hold the context while code of yours calls llama.cpp's functions on it, by ``cimport`` or :attr:`address`.
+
+        Before the block, outputs read so far become stale, and arrays on them get the output buffer, so that a raw
+        ``llama_decode`` cannot move it under them; llama.cpp's own outputs are forgotten then. After the block,
+        :attr:`logits` has the rows that llama.cpp has now.
+
+        Returns:
+            Hold: For a ``with`` block, which gives the address of the ``llama_context`` (int).
+
+        Example:
+            >>> with ctx.raw_access() as address:
+            ...     code = library.llama_decode(address, batch)
+        """
+        return make_hold(self, True)
+
+    cdef int begin_raw(self) except -1:
+        self._expire()
+        if self.output_memory.views.load() > 0:
+            self.give_up_buffer()
+        return 0
+
+    cpdef outputs_changed(self):
+        """Tell the context that its outputs were changed by a call that it has not seen.
+
+        Call it after a raw ``llama_decode`` or ``llama_encode``: outputs read before are stale from then on, and
+        :attr:`logits` has the rows that llama.cpp has now. The raw call may have moved the output buffer; where arrays
+        on it are alive use :meth:`raw_access` instead.
+        """
+        self.acquire()
         try:
-            self.close()
-        except BufferError:
-            # The traceback of an exception that passes through can hold a view. That exception is the one to see:
-            # the context is freed when the last view is gone.
-            if not any(exc_info):
-                raise
+            self.require()
+            self._expire()
+            self.n_outputs = output_count(self.ptr)
+        finally:
+            self.release()
 
     def __repr__(self):
         if self.ptr == NULL:
@@ -281,7 +338,6 @@ cdef class Context(ContextSettings):
             NoKVSlotError: The KV cache is full. The memory is as before.
             DecodeAborted: :meth:`abort` was called. The micro-batches that were done stay in the memory.
             KeyboardInterrupt: Ctrl-C; the same holds for the memory.
-            BufferError: More outputs are asked for than the buffer holds, and views on it are alive.
             BackendAssertError: An assertion inside llama.cpp failed.
 
         Wraps ``llama_decode``.
@@ -322,14 +378,17 @@ cdef class Context(ContextSettings):
 
     cdef int32_t ready_for(self, Batch batch, bint encode) except -1:
         """Check a batch and make room for its outputs; how many there will be."""
-        cdef int32_t n_outputs
+        cdef bint output_all
         self._check_batch(batch, encode)
-        # Embeddings, and the encoder, output every token. Without a memory, decoding is encoding.
-        n_outputs = batch.c.n_tokens if encode or self.embeddings_ or not self.has_memory else batch.n_outputs
-        self.prepare(n_outputs)
+        output_all = self.outputs_all(encode)
+        self.prepare(batch.c.n_tokens if output_all else batch.n_outputs)
         if self.n_samplers:
-            self.raw_logits = self._needs_raw_logits(batch, n_outputs == batch.c.n_tokens)
-        return n_outputs
+            self.raw_logits = self._needs_raw_logits(batch, output_all)
+        return batch.n_outputs
+
+    cdef bint outputs_all(self, bint encode) noexcept nogil:
+        """Whether llama.cpp outputs every token, whatever the batch says. Without a memory, decoding is encoding."""
+        return encode or self.embeddings_ or lib.llama_get_memory(self.ptr) == NULL
 
     cdef int _check_batch(self, Batch batch, bint encode) except -1:
         batch.validate(self.n_vocab, self.n_embd_inp, self.n_seq_max_, self.n_batch_)
@@ -404,9 +463,14 @@ cdef class Context(ContextSettings):
         """Floats that llama.cpp's output buffer needs for so many outputs, as it counts them itself."""
         cdef int64_t rows = n_outputs if n_outputs > self.n_seq_max_ else self.n_seq_max_
         cdef int64_t columns = self.n_vocab + (self.n_embd_out if self.embeddings_ or self.is_t5 else 0)
+        cdef int64_t of_all = self.layer_floats
         if self.n_samplers:
             columns += 3 * <int64_t> self.n_vocab + 1  # logits, probabilities and ids of candidates, and the token
-        return rows * columns + self.layer_floats
+        if has_nextn_of_all(self.ptr):
+            of_all += <int64_t> self.n_embd_out * self.n_batch_
+        elif has_nextn(self.ptr):
+            columns += self.n_embd_out
+        return rows * columns + of_all
 
     cdef int forget_outputs(self) except -1:
         """The memory is another now: outputs of before are stale. The buffer stays where it is."""
@@ -414,32 +478,62 @@ cdef class Context(ContextSettings):
         self.n_outputs = 0
         return 0
 
-    cdef int _expire(self) except -1:
+    cdef int _expire(
+        self, object error=errors.StaleLogitsError,
+        str message="these outputs belong to an earlier decode and its memory shows newer ones; read ctx.logits again, "
+        "or keep ctx.logits_copy() before the next decode",
+    ) except -1:
         self.raw_logits = True
         self.decodes += 1  # under the GIL: from here on nobody can make a view of the old outputs
+        if self.logits_ is not None:
+            expire_outputs(self, LOGITS, error, message)
+        if self.token_embeddings is not None:
+            expire_outputs(self, EMBEDDINGS, error, message)
         if self.shadows:
             for shadow in self.shadows.values():
                 shadow.fill(np.nan)
             self.shadows.clear()
         return 0
 
+    cdef int _warn_of_views(self) except -1:
+        self.warned_of_views = True
+        n = max(self.output_memory.old_logits.load(), self.output_memory.old_embeddings.load())
+        warnings.warn(
+            f"arrays on the outputs of {n} earlier decodes are alive, and all of them show the newest rows: keep "
+            "ctx.logits_copy() or a .copy() of what you need after the next decode",
+            errors.StaleLogitsWarning, stacklevel=1,
+        )
+        return 0
+
+    cdef int give_up_buffer(self) except -1:
+        cdef OutputMemory memory = self.output_memory
+        with nogil:
+            memory.buffer = take_output_buffer(self.ptr)
+        self.output_memory = OutputMemory.__new__(OutputMemory)
+        self.n_outputs = 0
+        return 0
+
     cdef int prepare(self, int32_t n_outputs) except -1:
-        cdef int64_t needed = self._floats(n_outputs)
-        if needed > self.reserved:
-            if self.exports.load() > 0:
-                raise BufferError(
-                    f"this decode asks for {n_outputs} outputs, more than any before, and llama.cpp would have to "
-                    f"move the output buffer while {self.exports.load()} view(s) on it are alive; delete the views, "
-                    f"copy them, or make the context with reserve_outputs={n_outputs}"
-                )
-        self.unconfirmed = needed
-        return self._expire()
+        self._expire()
+        if not self.warned_of_views and (
+            self.output_memory.old_logits.load() > 1 or self.output_memory.old_embeddings.load() > 1
+        ):
+            self._warn_of_views()
+        if self.output_memory.views.load() > 0:
+            # llama.cpp would free the buffer under arrays that show it.
+            if not self.has_room_for(n_outputs):
+                self.give_up_buffer()
+        return 0
+
+    cdef bint has_room_for(self, int32_t n_outputs) noexcept:
+        return self._floats(n_outputs) * <int64_t> sizeof(float) <= <int64_t> output_buffer_size(self.ptr)
 
     cdef int decode_unchecked(self, lib.llama_batch batch, int32_t n_outputs, bint encode) except -99 nogil:
-        return self.compute(&batch, NULL, n_outputs, encode)
+        return self.compute(&batch, NULL, batch.logits, batch.n_tokens, n_outputs, encode)
 
     cdef int compute(
-        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, int32_t n_outputs, bint encode
+        self, lib.llama_batch * batch, lib.llama_batch_ext * ext, const int8_t * wanted, int32_t n_tokens,
+        int32_t n_outputs, bint encode
     ) except -99 nogil:
         cdef int code
         self.decodes += 1
@@ -463,12 +557,11 @@ cdef class Context(ContextSettings):
             self.in_call = False
             guard.end_native()
         if code == 0:
+            if n_outputs < n_tokens and self.outputs_all(encode):
+                keep_outputs(self.ptr, wanted, n_tokens)
             self.n_outputs = n_outputs
         if code >= 0:
             self.unapplied = 0
-        # A decode that was refused has not enlarged the output buffer; one that was aborted has.
-        if (code == 0 or code == 2) and self.unconfirmed > self.reserved:
-            self.reserved = self.unconfirmed
         return code
 
     cdef int raise_for(self, int code, str function) except -1:
@@ -492,32 +585,6 @@ cdef class Context(ContextSettings):
             return error.fail(errors.InvalidBatchError, "llama.cpp refused the batch", function, code)
         return error.fail(errors.DecodeError, f"{function} failed with code {code}", function, code)
 
-    def _reserve(self, n_outputs):
-        """Let llama.cpp enlarge its output buffer by a decode that is aborted before it computes anything."""
-        cdef int32_t c_n_outputs = int32(n_outputs, "n_outputs")
-        if c_n_outputs < 1 or c_n_outputs > self.n_batch_:
-            raise errors.InvalidArgumentError(
-                f"reserve_outputs must be from 1 to n_batch={self.n_batch_}, not {c_n_outputs}"
-            )
-        if self._floats(c_n_outputs) <= self.reserved:
-            return
-        encode = self.model.has_encoder or not self.has_memory
-        if encode and c_n_outputs > self.n_ubatch_:
-            raise errors.InvalidArgumentError(
-                f"reserve_outputs can be at most n_ubatch={self.n_ubatch_} where a model has an encoder, "
-                f"not {c_n_outputs}"
-            )
-        batch = Batch.from_arrays(np.zeros(c_n_outputs, np.int32), pos=np.arange(c_n_outputs), outputs="all")
-        self.abort()
-        try:
-            self._run(batch, encode)
-        except errors.DecodeAborted:
-            pass
-        finally:
-            self.stop.take_request()
-        if self.has_memory:
-            lib.llama_memory_clear(lib.llama_get_memory(self.ptr), False)
-
     def abort(self):
         """Abort the decode that is running in another thread, or else the next one. Takes no lock.
 
@@ -535,35 +602,6 @@ cdef class Context(ContextSettings):
             raise TypeError("the abort callback must be callable or None")
         self.abort_callback_ = callback
         self.has_abort_callback = callback is not None
-
-    def synchronize(self):
-        """Wait until everything that was started is computed. Wraps ``llama_synchronize``."""
-        self.acquire()
-        try:
-            self.require()
-            with nogil:
-                lib.llama_synchronize(self.ptr)
-        finally:
-            self.release()
-
-    def detach_threadpool(self):
-        """Let go of the worker threads that wait for the next decode, which then starts threads of its own.
-
-        For a context that rests for long. :meth:`set_n_threads` with more threads than before attaches a pool again.
-
-        Wraps ``llama_detach_threadpool``.
-        """
-        self.acquire()
-        try:
-            self.require()
-            lib.llama_detach_threadpool(self.ptr)
-            # The backend goes on pointing to it until the next decode.
-            if self.pool is not None:
-                self.old_pools.append(self.pool)
-            self.pool = None
-            self.pool_lock = NULL
-        finally:
-            self.release()
 
     @property
     def decode_id(self):
@@ -664,16 +702,17 @@ cdef class Context(ContextSettings):
     def logits(self):
         """The logits of the last decode: a writable float32 view of shape (n_outputs, n_vocab), without a copy.
 
-        Rows stand in the order of the batch. ``ctx.logits[i]`` is a row; ``np.asarray(ctx.logits)`` costs no copy.
-        What is written there is what the samplers read. The memory stays valid while a view lives; its contents
-        until the next decode. See :class:`pyllm.core.outputs.Outputs`.
+        Rows are those that the batch asked for with ``outputs=``, in its order. ``ctx.logits[i]`` is a row;
+        ``np.asarray(ctx.logits)`` costs no copy. What is written there is what the samplers read. The memory stays
+        valid while an array on it lives; its contents until the next decode: :meth:`logits_copy` keeps them.
+        See :class:`pyllm.core.outputs.Outputs`.
 
         Raises:
             NoOutputError: The last decode produced no output, or failed.
 
         Wraps ``llama_get_logits``.
         """
-        return self._outputs(LOGITS)
+        return read_outputs(self, LOGITS)
 
     @property
     def embeddings(self):
@@ -687,41 +726,30 @@ cdef class Context(ContextSettings):
 
         Wraps ``llama_get_embeddings``.
         """
-        return self._outputs(EMBEDDINGS)
+        return read_outputs(self, EMBEDDINGS)
 
-    cdef _outputs(self, int kind):
-        cdef float * data
-        self.acquire()
-        try:
-            self.require()
-            if self.n_outputs == 0:
-                raise errors.NoOutputError("the last decode gave no outputs; ask for them with Batch outputs=...")
-            if kind == LOGITS and not self.raw_logits:
-                raise errors.NoOutputError(
-                    "all outputs of the last decode were sampled while they were computed, and llama.cpp did not fetch "
-                    "their logits: read ctx.sampled, or take the samplers away with set_sampler(seq_id, None)"
-                )
-            with nogil:
-                # Synchronizes the device, and puts the rows in the order of the batch.
-                data = lib.llama_get_logits(self.ptr) if kind == LOGITS else lib.llama_get_embeddings(self.ptr)
-            if data == NULL or not (self._has_logits() if kind == LOGITS else self._has_token_embeddings()):
-                raise errors.NoOutputError(
-                    "there are no token embeddings: make the context with embeddings=True and pooling_type='none', "
-                    "or read embeddings_seq()" if kind == EMBEDDINGS else "this model has no logits"
-                )
-            return wrap_outputs(self, kind, data)
-        finally:
-            self.release()
+    def logits_copy(self, row=None):
+        """The logits of the last decode as an array of their own, which later decodes leave as it is.
 
-    cdef bint _has_logits(self):
-        # Encoders fill the rows with zeros.
-        return self.has_memory or self.model.is_diffusion
+        Args:
+            row: One row, as in ``ctx.logits[row]``; None: all of them.
 
-    cdef bint _has_token_embeddings(self):
-        return lib.llama_get_pooling_type(self.ptr) == lib.LLAMA_POOLING_TYPE_NONE
+        Returns:
+            numpy.ndarray: float32, shape (n_outputs, n_vocab), or (n_vocab,) of one row.
+
+        Raises:
+            NoOutputError: The last decode produced no output, or failed; or there is no such row.
+        """
+        return copy_outputs(self, LOGITS, row)
+
+    def embeddings_copy(self, row=None):
+        """The embeddings of the last decode as an array of their own; see :meth:`logits_copy`."""
+        return copy_outputs(self, EMBEDDINGS, row)
 
     def logits_ith(self, i):
         """The logits of the token at index `i` of the batch: float32, shape (n_vocab,), without a copy.
+
+        ``ctx.logits[r]`` counts rows instead.
 
         Args:
             i: Index in the batch; negative counts outputs from the end.
@@ -732,7 +760,7 @@ cdef class Context(ContextSettings):
         Wraps ``llama_get_logits_ith``.
         """
         cdef int32_t c_i = int32(i, "i")
-        return self._ith(LOGITS, c_i)
+        return read_ith(self, LOGITS, c_i)
 
     def embeddings_ith(self, i):
         """The embedding of the token at index `i` of the batch; see :meth:`logits_ith`.
@@ -740,26 +768,7 @@ cdef class Context(ContextSettings):
         Wraps ``llama_get_embeddings_ith``.
         """
         cdef int32_t c_i = int32(i, "i")
-        return self._ith(EMBEDDINGS, c_i)
-
-    cdef _ith(self, int kind, int32_t i):
-        cdef float * base
-        cdef float * row = NULL
-        self.acquire()
-        try:
-            outputs = self._outputs(kind)
-            with nogil:
-                if kind == LOGITS:
-                    base = lib.llama_get_logits(self.ptr)
-                    row = lib.llama_get_logits_ith(self.ptr, i)
-                else:
-                    base = lib.llama_get_embeddings(self.ptr)
-                    row = lib.llama_get_embeddings_ith(self.ptr, i)
-            if row == NULL:
-                error.fail(errors.NoOutputError, f"no output was asked for index {i} of the batch")
-            return outputs[(row - base) // (self.n_vocab if kind == LOGITS else self.n_embd_out)]
-        finally:
-            self.release()
+        return read_ith(self, EMBEDDINGS, c_i)
 
     def embeddings_seq(self, seq_id=0):
         """The pooled embedding of a sequence: float32, shape (n_embd_out,); a copy.
@@ -772,26 +781,7 @@ cdef class Context(ContextSettings):
 
         Wraps ``llama_get_embeddings_seq``.
         """
-        cdef int32_t c_seq_id = int32(seq_id, "seq_id")
-        cdef float * data
-        cdef int32_t n = self.n_embd_out
-        self.acquire()
-        try:
-            self.require()
-            if lib.llama_get_pooling_type(self.ptr) == lib.LLAMA_POOLING_TYPE_RANK:
-                n = <int32_t> lib.llama_model_n_cls_out(self.model.require())
-            with nogil:
-                data = lib.llama_get_embeddings_seq(self.ptr, c_seq_id)
-            if data == NULL:
-                raise errors.NoOutputError(
-                    f"there is no pooled embedding for sequence {c_seq_id}: it was not in the last batch, "
-                    "or the context was not made with embeddings=True and a pooling_type"
-                )
-            result = np.empty(n, np.float32)
-            _copy_floats(result, data, n)
-            return result
-        finally:
-            self.release()
+        return read_pooled(self, int32(seq_id, "seq_id"))
 
     cdef int sync_shadow(self) except -1:
         """Debug mode: bring what was written into the private copy to where the samplers read."""
@@ -801,9 +791,3 @@ cdef class Context(ContextSettings):
             view = shadow
             memcpy(lib.llama_get_logits(self.ptr), &view[0, 0], view.shape[0] * view.shape[1] * sizeof(float))
         return 0
-
-
-cdef int _copy_floats(target, const float * source, int32_t n) except -1:
-    cdef float[::1] view = target
-    memcpy(&view[0], source, <size_t> n * sizeof(float))
-    return 0

@@ -156,6 +156,35 @@ cdef class ContextSettings(Resource):
         finally:
             self.release()
 
+    def detach_threadpool(self):
+        """Let go of the worker threads that wait for the next decode, which then starts threads of its own.
+
+        For a context that rests for long. :meth:`set_n_threads` with more threads than before attaches a pool again.
+
+        Wraps ``llama_detach_threadpool``.
+        """
+        self.acquire()
+        try:
+            self.require()
+            lib.llama_detach_threadpool(self.ptr)
+            # The backend goes on pointing to it until the next decode.
+            if self.pool is not None:
+                self.old_pools.append(self.pool)
+            self.pool = None
+            self.pool_lock = NULL
+        finally:
+            self.release()
+
+    def synchronize(self):
+        """Wait until everything that was started is computed. Wraps ``llama_synchronize``."""
+        self.acquire()
+        try:
+            self.require()
+            with nogil:
+                lib.llama_synchronize(self.ptr)
+        finally:
+            self.release()
+
     def set_embeddings(self, bint value):
         """Switch the output of embeddings on or off. Wraps ``llama_set_embeddings``."""
         self.acquire()

@@ -322,8 +322,7 @@ cdef class Model:
     def close(self):
         """Free the model, its contexts first. Closing twice is allowed.
 
-        Raises:
-            BufferError: A NumPy view on memory of one of its contexts is alive. Nothing was closed.
+        Arrays on outputs of its contexts stay as they are; see :meth:`pyllm.core.context.Context.close`.
         """
         cdef lib.llama_model * ptr
         contexts = [context for context in self.contexts if not context._abandon()]
@@ -332,8 +331,6 @@ cdef class Model:
             for context in contexts:
                 context._hold()
                 held.append(context)
-            for context in contexts:
-                context._check_closable()
             # From here to the next line no other thread runs: there is one who frees it.
             ptr = self.ptr
             self.ptr = NULL
@@ -363,13 +360,7 @@ cdef class Model:
         return self
 
     def __exit__(self, *exc_info):
-        try:
-            self.close()
-        except BufferError:
-            # The traceback of an exception that passes through can hold a view. That exception is the one to see:
-            # model and contexts are freed when the last view is gone.
-            if not any(exc_info):
-                raise
+        self.close()
 
     def __repr__(self):
         if self.ptr == NULL:

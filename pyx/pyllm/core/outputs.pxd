@@ -1,19 +1,27 @@
 """Logits and embeddings that know the decode they came from."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t
 
 from pyllm.core.context cimport Context
-from pyllm.core.view cimport View
 
 cdef enum:
     LOGITS = 0
     EMBEDDINGS = 1
 
 
-cdef class Outputs(View):
-    cdef Context context
-    cdef int kind                  # LOGITS or EMBEDDINGS
-    cdef int64_t decode            # Context.decodes when it was made; stale when that has moved on
-    cdef object shadow             # debug mode: the private copy that is shown instead of llama.cpp's buffer
+# The rows of the last decode. The caller does not hold the context.
+cdef object read_outputs(Context context, int kind)
+# These rows, or one of them (None: all), in memory of their own.
+cdef object copy_outputs(Context context, int kind, object row)
+cdef object read_ith(Context context, int kind, int32_t i)
+cdef object read_pooled(Context context, int32_t seq_id)
 
-cdef Outputs wrap_outputs(Context context, int kind, float * data)
+# Enlarges the output buffer of a new context to so many rows.
+cdef int make_room(Context context, int32_t n_outputs) except -1
+
+# The index for llama.cpp's functions of one output: `row` counts outputs, `index` tokens of the batch, and `i` may
+# be either where both mean the same. The caller holds the context.
+cdef int32_t output_index(Context context, object i, object index, object row) except *
+
+# From here on the object that read_outputs() has given raises `error(message)`. There must be one.
+cdef int expire_outputs(Context context, int kind, object error, str message) except -1

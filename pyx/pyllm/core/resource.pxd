@@ -1,7 +1,5 @@
 """The base of every object that owns C memory."""
 
-from libcpp.atomic cimport atomic
-
 
 cdef extern from "resource.hpp" namespace "pyllm" nogil:
     cdef cppclass mutex:
@@ -14,7 +12,6 @@ cdef extern from "resource.hpp" namespace "pyllm" nogil:
 
 cdef class Resource:
     cdef mutex lock_                   # recursive: a callback may use the object that called it
-    cdef atomic[Py_ssize_t] exports    # live buffer views on memory of this object
     cdef int depth                     # how often the thread that has the lock has taken it
     cdef bint in_call                  # llama.cpp is working on it right now: callbacks must not touch it
     cdef int generation                # fork generation under which it was made

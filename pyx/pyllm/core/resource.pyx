@@ -1,4 +1,4 @@
-"""The base of every object that owns C memory: its lock, its live views, the process it belongs to."""
+"""The base of every object that owns C memory: its lock, the process it belongs to."""
 
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
@@ -12,7 +12,6 @@ cdef class Resource:
     """An object with C memory. Not made by itself; see Context and Sampler."""
 
     def __cinit__(self):
-        self.exports.store(0)
         self.generation = guard.fork_generation()
 
     cdef int check_fork(self) except -1:

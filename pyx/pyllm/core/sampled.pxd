@@ -9,7 +9,7 @@ cdef class Sampled:
     cdef Context context           # whose memory is read; the arrays are copies
     cdef int64_t decode            # Context.decodes when it was made; stale when that has moved on
 
-    cdef int begin(self, int32_t i) except -1
+    cdef int32_t begin(self, object i, object index, object row) except *
 
 cdef int attach_sampler(Context context, int32_t seq_id, object chain) except -1
 cdef Sampled wrap_sampled(Context context)

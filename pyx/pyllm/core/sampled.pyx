@@ -11,6 +11,7 @@ from pyllm import errors
 from pyllm.core cimport error
 from pyllm.core.arguments cimport int32
 from pyllm.core.context cimport Context
+from pyllm.core.outputs cimport output_index
 from pyllm.core.sampler cimport Chain
 from pyllm.includes cimport llama as lib
 
@@ -72,8 +73,8 @@ cdef int attach_sampler(Context context, int32_t seq_id, object chain) except -1
 cdef class Sampled:
     """Tokens, probabilities and candidates of one decode, chosen by samplers inside the graph.
 
-    Indices are those of the batch, as for ``Context.logits_ith``; negative ones count outputs from the end. All
-    arrays are copies. After a newer decode every method raises StaleLogitsError.
+    An output is named by `index`, that of its token in the batch, by `row`, that in ``Context.logits``, or by `i`,
+    where both are the same; negative ones count outputs from the end, so that -1 is the last. All arrays are copies. After a newer decode every method raises StaleLogitsError.
 
     Example:
         >>> ctx.set_sampler(0, Chain(TopK(40), Temp(0.8), Dist(seed=1)))
@@ -84,8 +85,9 @@ cdef class Sampled:
     def __init__(self):
         raise TypeError("read Context.sampled instead")
 
-    cdef int begin(self, int32_t i) except -1:
-        """Take the lock of the context and check that the row is there."""
+    cdef int32_t begin(self, object i, object index, object row) except *:
+        """Take the lock of the context and check that the output is there; its index for llama.cpp."""
+        cdef int32_t c_i
         if self.context is None:
             raise TypeError("read Context.sampled instead")
         self.context.acquire()
@@ -95,21 +97,22 @@ cdef class Sampled:
                 raise errors.StaleLogitsError(
                     "this belongs to an earlier decode, and the memory shows a newer one; read ctx.sampled again"
                 )
-            if lib.llama_get_logits_ith(self.context.ptr, i) == NULL:
-                error.fail(errors.NoOutputError, f"no output was asked for index {i} of the batch")
+            c_i = output_index(self.context, i, index, row)
+            if lib.llama_get_logits_ith(self.context.ptr, c_i) == NULL:
+                error.fail(errors.NoOutputError, f"no output was asked for index {c_i} of the batch")
+            return c_i
         except BaseException:
             self.context.release()
             raise
-        return 0
 
-    def token(self, i=-1):
+    def token(self, i=-1, *, index=None, row=None):
         """The token that was chosen on the device (int), or None where the chain goes on in :meth:`sample`.
 
         The samplers have not accepted it: :meth:`sample` does both. Wraps ``llama_get_sampled_token_ith``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef int32_t token
-        self.begin(c_i)
+        c_i = self.begin(i, index, row)
         try:
             with nogil:
                 token = lib.llama_get_sampled_token_ith(self.context.ptr, c_i)
@@ -117,15 +120,15 @@ cdef class Sampled:
         finally:
             self.context.release()
 
-    def probs(self, i=-1):
+    def probs(self, i=-1, *, index=None, row=None):
         """The probabilities of the candidates: float32, shape (n,); None where no sampler computed them.
 
         Wraps ``llama_get_sampled_probs_ith`` and ``llama_get_sampled_probs_count_ith``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef uint32_t n
         cdef float * data
-        self.begin(c_i)
+        c_i = self.begin(i, index, row)
         try:
             with nogil:
                 data = lib.llama_get_sampled_probs_ith(self.context.ptr, c_i)
@@ -134,15 +137,15 @@ cdef class Sampled:
         finally:
             self.context.release()
 
-    def logits(self, i=-1):
+    def logits(self, i=-1, *, index=None, row=None):
         """The logits of the candidates as the samplers left them: float32, shape (n,); None where there are none.
 
         Wraps ``llama_get_sampled_logits_ith`` and ``llama_get_sampled_logits_count_ith``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef uint32_t n
         cdef float * data
-        self.begin(c_i)
+        c_i = self.begin(i, index, row)
         try:
             with nogil:
                 data = lib.llama_get_sampled_logits_ith(self.context.ptr, c_i)
@@ -151,17 +154,17 @@ cdef class Sampled:
         finally:
             self.context.release()
 
-    def candidates(self, i=-1):
+    def candidates(self, i=-1, *, index=None, row=None):
         """The token ids that :meth:`probs` and :meth:`logits` speak of: int32, shape (n,).
 
         The whole vocabulary where no sampler made a choice. Wraps ``llama_get_sampled_candidates_ith`` and
         ``llama_get_sampled_candidates_count_ith``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef uint32_t n
         cdef lib.llama_token * data
         cdef int32_t[::1] view
-        self.begin(c_i)
+        c_i = self.begin(i, index, row)
         try:
             with nogil:
                 n = lib.llama_get_sampled_candidates_count_ith(self.context.ptr, c_i)
@@ -175,11 +178,13 @@ cdef class Sampled:
         finally:
             self.context.release()
 
-    def sample(self, i=-1, seq_id=0):
+    def sample(self, i=-1, seq_id=0, *, index=None, row=None):
         """Choose a token: the one from the device, or what the rest of the chain selects; and accept it.
 
         Args:
-            i: Index in the batch; -1 is the last output.
+            i: Which output; -1 is the last one.
+            index: Which one, as the index of its token in the batch.
+            row: Which one, as its row in ``Context.logits``.
             seq_id: The sequence that the output belongs to, whose chain samples.
 
         Returns:
@@ -188,18 +193,19 @@ cdef class Sampled:
         Raises:
             SamplerError: The sequence has no sampler, or its chain never selects a token.
             NoOutputError: There is no output at that index.
+            InvalidArgumentError: `i` can mean two outputs.
             StaleLogitsError: There was a newer decode.
 
         Wraps ``llama_sampler_sample``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef int32_t c_seq_id = int32(seq_id, "seq_id")
-        self.begin(c_i)
+        c_i = self.begin(i, index, row)
         try:
             chain = self.context.samplers_.get(c_seq_id)
             if chain is None:
                 raise errors.SamplerError(f"sequence {c_seq_id} has no sampler: attach one with Context.set_sampler()")
-            return chain.sample(self.context, c_i)
+            return chain.sample(self.context, index=c_i)
         finally:
             self.context.release()
 

@@ -17,6 +17,7 @@ from pyllm.core cimport error, guard
 from pyllm.core.choose cimport NO_BATCH, check_choice, choose, collect_row
 from pyllm.core.context cimport Context
 from pyllm.core.model cimport Model
+from pyllm.core.outputs cimport output_index
 from pyllm.includes cimport llama as lib
 
 # How choose.hpp begins to say what is wrong with a row.
@@ -179,25 +180,29 @@ cdef class Sampler(Resource):
         cdef uint32_t seed = lib.llama_sampler_get_seed(self.require())
         return self.params.get("seed") if seed == lib.LLAMA_DEFAULT_SEED else seed
 
-    def sample(self, Context context not None, i=-1):
-        """Choose a token from the logits at index `i` of the last batch, and accept it.
+    def sample(self, Context context not None, i=-1, *, index=None, row=None):
+        """Choose a token from one output of the last decode, and accept it.
 
         Args:
             context: Where the logits are. What was written into ``context.logits`` counts.
-            i: Index in the batch; -1 is the last output.
+            i: Which output; -1 is the last one. A number that is the index of a token in the batch and the row of
+                another one in ``context.logits`` is an error: say which is meant.
+            index: Which output, as the index of its token in the batch.
+            row: Which output, as its row in ``context.logits``; negative counts from the end.
 
         Returns:
             int: The token id.
 
         Raises:
-            NoOutputError: There are no logits at that index.
+            NoOutputError: There are no logits at that index, or there is no such row.
+            InvalidArgumentError: `i` can mean two outputs.
             SamplerError: The row has no answer: all of its logits are -inf or one is NaN, or the samplers have made
                 it so. A token at +inf is forced, and of several one is chosen. Or the chain never selects a token; or
                 the token was chosen on the device, by what ``Context.set_sampler`` attached.
 
         Wraps ``llama_sampler_sample``.
         """
-        cdef int32_t c_i = int32(i, "i")
+        cdef int32_t c_i
         cdef int32_t token
         cdef Sampler root
         cdef reach * within
@@ -206,6 +211,7 @@ cdef class Sampler(Resource):
             root = self.begin()
             try:
                 context.require()
+                c_i = output_index(context, i, index, row)
                 if context.n_outputs == 0 or lib.llama_get_logits_ith(context.ptr, c_i) == NULL:
                     error.fail(errors.NoOutputError, f"there are no logits at index {c_i} of the last batch")
                 if context.n_samplers and lib.llama_get_sampled_token_ith(context.ptr, c_i) != lib.LLAMA_TOKEN_NULL:

@@ -351,7 +351,7 @@ cdef class Drafter(Resource):
                     f"token {c_last} is not in the vocabulary: ids go from 0 to {self.target.n_vocab - 1}"
                 )
             if self.has_context:
-                self.context.prepare(1)
+                self.context.begin_raw()
             with nogil:
                 code = self.draft_into(c_last, c_n_max)
             if self.has_context:

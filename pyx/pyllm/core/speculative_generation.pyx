@@ -184,7 +184,7 @@ cdef class SpeculativeGeneration(Generation):
         """The row of ``context.logits`` that the next token is chosen from (int)."""
         if self.first_row < 0:
             return -1
-        return self.accepted if not self.context.embeddings_ else self.first_row + self.accepted
+        return self.accepted
 
     @property
     def n_paused(self):
@@ -219,10 +219,11 @@ cdef class SpeculativeGeneration(Generation):
         self.allowed = most
         if context.embeddings_ or context.n_samplers:
             self.allowed = 0  # every token would be output then, or no logits at all
-        elif context._floats(1 + most) > context.reserved and context.exports.load() > 0:
-            self.allowed = 0  # somebody looks at the output buffer, which would have to move
-        if self.allowed and (self.has_pending or n > 1):
-            context.prepare(1 + self.allowed)
+        if self.has_pending or n > 1:
+            # With embeddings, tokens that are computed again have outputs too.
+            context.prepare(context.n_batch_ if context.embeddings_ else 1 + self.allowed)
+        if self.drafter.has_context:
+            self.drafter.context.begin_raw()
         if not self.has_pending:
             self.decode = context.decodes  # the logits are still there
         return 0

@@ -147,7 +147,6 @@ cdef class Trainer:
         try:
             context.require()
             self.check_context()
-            context.prepare(context.n_batch_)  # before anything changes: raises when views are in the way
             self.use_threads()
             context.prepare(context.n_batch_)
             context.n_outputs = 0
@@ -278,7 +277,6 @@ cdef class Trainer:
             BackendAssertError: ggml has no gradient for an operation of the model, such as GEGLU or experts. The
                 trainer cannot be used after that.
             KeyboardInterrupt: Ctrl-C, after the window that was being computed.
-            BufferError: Views on the outputs of the context are alive and the buffer has to grow.
 
         What is in the KV cache is lost. Wraps ``llama_opt_epoch``, called once for each window.
         """
@@ -351,8 +349,6 @@ cdef class Trainer:
                     guard.end_native()
             finally:
                 opt.ggml_opt_dataset_free(dataset)
-            if context.unconfirmed > context.reserved:
-                context.reserved = context.unconfirmed
             if context.stop.take_request():
                 error.fail(errors.DecodeAborted, "training was aborted; the weights may be half changed")
             self.broken = False

@@ -1,35 +1,68 @@
-"""Zero-copy views on memory that llama.cpp owns.
+"""Zero-copy views on memory that llama.cpp made.
 
 A View exports a C-contiguous buffer: ``np.asarray(view)`` costs no copy, and ``memoryview``, DLPack and
-``torch.from_numpy`` follow from there. While anything made from it is alive its owner cannot be closed and
-the memory cannot move.
+``torch.from_numpy`` follow from there. Each of them keeps the memory, also when llama.cpp has done with it.
 """
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT
 from libc.stdint cimport uintptr_t
 
-import numpy as np
+from pyllm.core cimport guard
+from pyllm.includes cimport ggml_backend as lib
+
+
+@cython.no_gc_clear
+cdef class OutputMemory:
+    """The output buffer of a context, from its making until the last array on it is gone. Not made from Python.
+
+    A llama_context frees its buffer when it is closed, and when a decode needs a larger one. While arrays show it the
+    buffer is taken from llama.cpp first, and belongs to this object from then on.
+    """
+
+    def __cinit__(self):
+        self.buffer = NULL
+        self.generation = guard.fork_generation()
+        self.views.store(0)
+        self.old_logits.store(0)
+        self.old_embeddings.store(0)
+
+    def __init__(self):
+        raise TypeError("an OutputMemory is made by a Context")
+
+    def __dealloc__(self):
+        cdef lib.ggml_backend_buffer_t buffer = self.buffer
+        self.buffer = NULL
+        # A forked child must not tell a device of the parent to free something.
+        if buffer != NULL and self.generation == guard.fork_generation():
+            guard.set_quiet(True)
+            lib.ggml_backend_buffer_free(buffer)
+            guard.set_quiet(False)
 
 
 @cython.no_gc_clear
 cdef class View:
-    """A writable float32 matrix in memory of llama.cpp. Made by the object that owns the memory, not from Python."""
+    """A writable float32 matrix in memory of llama.cpp. Made by a Context, not from Python."""
 
     def __init__(self):
         raise TypeError("a View is made by the object that owns the memory, e.g. by Context.logits")
 
-    cdef int set_layout(self, float * pointer, Py_ssize_t n_rows, Py_ssize_t n_columns) except -1:
-        self.pointer = pointer
-        self.shape_[0] = n_rows
-        self.shape_[1] = n_columns
-        self.strides_[0] = n_columns * sizeof(float)
-        self.strides_[1] = sizeof(float)
+    def __dealloc__(self):
+        if self.memory is not None:
+            self.memory.views.fetch_sub(1)
+
+    cdef int set_outdated(self) except -1:
+        """A newer decode has written into the memory. Arrays that were made from this object show its rows now."""
+        if not self.outdated and self.exports.load() > 0:
+            self.outdated = True
+            self.count(1)
         return 0
 
-    cdef int check_exportable(self) except -1:
-        if self.owner is None:
-            raise BufferError("this View was made by hand and shows no memory")
+    cdef int count(self, Py_ssize_t change) except -1:
+        if self.is_logits:
+            self.memory.old_logits.fetch_add(change)
+        else:
+            self.memory.old_embeddings.fetch_add(change)
         return 0
 
     @property
@@ -43,7 +76,8 @@ cdef class View:
         return self.shape_[0] * self.strides_[0]
 
     def __getbuffer__(self, Py_buffer * buffer, int flags):
-        self.check_exportable()
+        if self.memory is None:
+            raise BufferError("this View was made by hand and shows no memory")
         buffer.buf = self.pointer
         buffer.obj = self
         buffer.len = self.shape_[0] * self.strides_[0]
@@ -57,17 +91,22 @@ cdef class View:
         buffer.strides = self.strides_
         buffer.suboffsets = NULL
         buffer.internal = NULL
-        self.owner.exports.fetch_add(1)
+        self.exports.fetch_add(1)
 
     def __releasebuffer__(self, Py_buffer * buffer):
-        self.owner.exports.fetch_sub(1)
+        if self.exports.fetch_sub(1) == 1 and self.outdated:
+            self.outdated = False
+            self.count(-1)
 
-    def __array__(self, dtype=None, copy=None):
-        # NumPy comes here only when the buffer was refused, and hides why; memoryview() tells.
-        return np.array(memoryview(self), dtype=dtype, copy=copy)
 
-    def __dlpack__(self, **kwargs):
-        return self.__array__().__dlpack__(**kwargs)
-
-    def __dlpack_device__(self):
-        return self.__array__().__dlpack_device__()
+cdef View make_view(OutputMemory memory, bint is_logits, float * pointer, Py_ssize_t n_rows, Py_ssize_t n_columns):
+    cdef View self = View.__new__(View)
+    self.memory = memory
+    memory.views.fetch_add(1)
+    self.is_logits = is_logits
+    self.pointer = pointer
+    self.shape_[0] = n_rows
+    self.shape_[1] = n_columns
+    self.strides_[0] = n_columns * sizeof(float)
+    self.strides_[1] = sizeof(float)
+    return self

@@ -1,0 +1,9 @@
+from typing import Any
+
+from typing_extensions import disjoint_base
+
+@disjoint_base
+class Hold:
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *exc_info: object) -> None: ...
