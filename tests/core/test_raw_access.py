@@ -102,8 +102,9 @@ def test_raw_access_of_a_closed_context(make_context):
     context.close()
     with pytest.raises(errors.ClosedError), block:
         pass
-    with pytest.raises(errors.ClosedError):
-        context.outputs_changed()
+    for call in (context.outputs_changed, context.raw_access, context.lock):
+        with pytest.raises(errors.ClosedError):
+            call()
     another = make_context()
     with another.raw_access():
         another.close()

@@ -101,6 +101,7 @@ def test_an_exception_lets_go(make_context):
     with pytest.raises(KeyError), context.lock():
         raise KeyError
     in_threads(lambda: context.decode(Batch.from_arrays([6])))
+    block = context.lock()
     context.close()
-    with pytest.raises(errors.ClosedError), context.lock():
+    with pytest.raises(errors.ClosedError), block:
         pass

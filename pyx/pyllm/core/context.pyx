@@ -479,7 +479,7 @@ cdef class Context(ContextSettings):
         return 0
 
     cdef int _expire(
-        self, object error=errors.StaleLogitsError,
+        self, object error=errors.StaleLogitsError,  # no-cython-lint
         str message="these outputs belong to an earlier decode and its memory shows newer ones; read ctx.logits again, "
         "or keep ctx.logits_copy() before the next decode",
     ) except -1:

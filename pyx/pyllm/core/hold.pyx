@@ -44,6 +44,7 @@ cdef class Hold:
 
 cdef Hold make_hold(Context context, bint raw):
     cdef Hold self = Hold.__new__(Hold)
+    context.require()
     self.context = context
     self.raw = raw
     return self

@@ -2,7 +2,6 @@
 
 import weakref
 
-cimport cython
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
@@ -226,7 +225,7 @@ cdef object wrap_outputs(Context context, int kind, float * data):
     return self
 
 
-cdef int expire_outputs(Context context, int kind, object error, str message) except -1:
+cdef int expire_outputs(Context context, int kind, object reason, str message) except -1:
     cdef View view
     if kind == LOGITS:
         outputs = context.logits_
@@ -236,7 +235,7 @@ cdef int expire_outputs(Context context, int kind, object error, str message) ex
         context.token_embeddings = None
     view = outputs._view
     if Py_REFCNT(outputs) > 1:  # in the usual loop nobody else has it, and it goes without being told
-        outputs._error = (error, message)
+        outputs._error = (reason, message)
         outputs._rows = None
         set_state(outputs, (1, (0,), STALE, False, b""))
     outputs = None  # what shows the memory now are arrays that were taken from it

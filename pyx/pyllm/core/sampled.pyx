@@ -74,7 +74,8 @@ cdef class Sampled:
     """Tokens, probabilities and candidates of one decode, chosen by samplers inside the graph.
 
     An output is named by `index`, that of its token in the batch, by `row`, that in ``Context.logits``, or by `i`,
-    where both are the same; negative ones count outputs from the end, so that -1 is the last. All arrays are copies. After a newer decode every method raises StaleLogitsError.
+    where both are the same; negative ones count outputs from the end, so that -1 is the last. All arrays are copies.
+    After a newer decode every method raises StaleLogitsError.
 
     Example:
         >>> ctx.set_sampler(0, Chain(TopK(40), Temp(0.8), Dist(seed=1)))
