@@ -20,7 +20,9 @@ from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.hold cimport make_hold
 from pyllm.core.memory cimport Memory
 from pyllm.core.model cimport Model
-from pyllm.core.outputs cimport EMBEDDINGS, LOGITS, copy_outputs, expire_outputs, make_room, read_ith, read_outputs, read_pooled
+from pyllm.core.outputs cimport (
+    EMBEDDINGS, LOGITS, copy_outputs, expire_outputs, make_room, read_ith, read_outputs, read_pooled
+)
 from pyllm.core.sampled cimport attach_sampler, wrap_sampled
 from pyllm.core.state cimport State
 from pyllm.core.tap cimport tap
