@@ -118,7 +118,7 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
 
 def rows() -> list[str]:
     text = PAGE.read_text(encoding="utf-8")
-    part = text[text.index("## What the server does otherwise on purpose") : text.index("### Fields and answers")]
+    part = text[text.index("## Intended differences") : text.index("### Fields and answers")]
     return [line.strip("| ") for line in part.splitlines() if line.startswith("| ")][1:]
 
 
