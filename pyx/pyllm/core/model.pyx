@@ -15,7 +15,9 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
-from pyllm.core.model_source cimport AddressSource, ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
+from pyllm.core.model_source cimport (
+    AddressSource, ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
+)
 from pyllm.includes cimport gguf
 from pyllm.includes cimport llama as lib
 
