@@ -126,3 +126,72 @@ def test_installing_a_wheel_is_all_it_takes(python: Path, tmp_path: Path) -> Non
     run(python, "-m", "pip", "uninstall", "--quiet", "--yes", "pyllm-rpc")
     after = devices(python)
     assert [one["name"] for one in after["backends"]] == [one["name"] for one in before["backends"]]
+
+
+# --- Vulkan, on whatever driver there is; Mesa's lavapipe computes on the CPU ----------------------------------------
+
+COMPARE = """
+import json, sys
+import numpy as np
+from pyllm import Llama
+from pyllm.core import backend
+from pyllm.core.batch import Batch
+from pyllm.core.breakdown import memory_breakdown
+
+result = {"devices": [device.name for device in backend.devices()]}
+for name, devices in (("cpu", []), ("vulkan", ["Vulkan0"])):
+    with Llama(sys.argv[1], devices=devices, n_gpu_layers=-1, n_ctx=256, n_threads=2) as llm:
+        buffers = memory_breakdown(llm.context)
+        tokens = np.array(llm.tokenize("The capital of France is Paris, and the capital of"), np.int32)
+        llm.context.decode(Batch.from_arrays(tokens, outputs=np.ones(len(tokens), bool)))
+        logits = np.array(llm.context.logits, np.float64)
+        np.save(sys.argv[2] + f"/{name}.npy", logits)
+        llm.reset()
+        result[name] = {
+            "cache": sorted({buffer.device for buffer in buffers if buffer.context}),
+            "weights": {buffer.device: buffer.model for buffer in buffers if buffer.model},
+            "text": llm("The capital of France is", max_tokens=12, temperature=0).text,
+        }
+print(json.dumps(result))
+"""
+
+
+@pytest.fixture(scope="module")
+def vulkan(python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment with pyllm-vulkan in it, as pip installs its wheel."""
+    if not [*(REPOSITORY / "build/cmake-vulkan/bin").glob("*ggml-vulkan.*")]:
+        pytest.skip("the wheel takes minutes to build: PYLLM_BACKEND=vulkan pip wheel --no-deps -w dist .")
+    path = wheel("vulkan", tmp_path_factory.mktemp("vulkan"))
+    run(python, "-m", "pip", "install", "--quiet", "--no-deps", path)
+    found = devices(python, GGML_VK_VISIBLE_DEVICES="0")
+    if "Vulkan0" not in [device["name"] for device in found["devices"]]:
+        pytest.skip(f"no Vulkan device: {[one['reason'] for one in found['backends'] if not one['loaded']]}")
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.timeout(3000)
+def test_logits_on_vulkan_agree_with_those_on_the_cpu(vulkan: Path, smollm2_path: Path, tmp_path: Path) -> None:
+    found = json.loads(
+        run(vulkan, "-c", COMPARE, smollm2_path, tmp_path, folder=tmp_path, GGML_VK_VISIBLE_DEVICES="0").splitlines()[
+            -1
+        ]
+    )
+    assert found["devices"] == ["Vulkan0", "CPU"]
+    assert found["cpu"]["cache"] != found["vulkan"]["cache"] == ["Vulkan0"]
+    assert "Vulkan0" not in found["cpu"]["weights"]
+    weights = found["vulkan"]["weights"]
+    assert weights["Vulkan0"] > 0.6 * sum(weights.values()), "only the token embeddings stay on the host"
+    assert found["vulkan"]["text"] == found["cpu"]["text"]
+    cpu, device = (numpy.load(tmp_path / f"{name}.npy") for name in ("cpu", "vulkan"))
+    # Both multiply quantized weights with activations of another precision.
+    cosine = (cpu * device).sum(-1) / numpy.linalg.norm(cpu, axis=-1) / numpy.linalg.norm(device, axis=-1)
+    assert cosine.min() > 0.999 and (cpu.argmax(-1) == device.argmax(-1)).mean() > 0.85
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_without_the_package_vulkan_is_gone(vulkan: Path) -> None:
+    run(vulkan, "-m", "pip", "uninstall", "--quiet", "--yes", "pyllm-vulkan")
+    assert [device["name"] for device in devices(vulkan, GGML_VK_VISIBLE_DEVICES="0")["devices"]] == ["CPU"]

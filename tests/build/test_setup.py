@@ -158,7 +158,9 @@ def checkout(tmp_path: Path) -> Path:
     (folder / "llama_cpp_src").mkdir()
     (folder / "pyllm").mkdir()
     names = ["setup.py", "pyproject.toml", "README.md", "LICENSE", "pyllm/version.py"]
-    names += [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("llama_cpp_src/*.*") if path.is_file()]
+    names += [
+        path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("llama_cpp_src/*.*") if path.is_file()
+    ]
     for name in names:
         shutil.copy(REPOSITORY / name, folder / name)
     return folder
