@@ -146,7 +146,8 @@ class build_backend(Command):  # noqa: N801, as setuptools names commands
         pattern = rf"(?:lib)?{backend.module}\.(?:so|dylib|dll)"
         (library,) = [path for name, path in build.shipped().items() if re.fullmatch(pattern, name)]
         package = Path(self.build_lib, f"pyllm_backend_{config.backend}")
-        package.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(package, ignore_errors=True)
+        package.mkdir(parents=True)
         shutil.copy2(library, package / library.name)
         text = PACKAGE.format(name=config.backend, hardware=backend.hardware, file=library.name)
         package.joinpath("__init__.py").write_text(text, encoding="utf-8")
@@ -178,12 +179,15 @@ class backend_wheel(bdist_wheel):  # noqa: N801
 
 def setup_options(source_tree: Callable[[], Path]) -> dict[str, Any]:
     """The arguments of setup() for the backend that PYLLM_BACKEND names."""
+    name = BuildConfig.from_env().backend
+    chosen(name)
     build = type("build_backend", (build_backend,), {"source_tree": staticmethod(source_tree)})
-    # An .egg-info with an entry point in the source folder would make an installed plug-in of every checkout.
-    metadata = ROOT / "build" / f"metadata-{BuildConfig.from_env().backend}"
-    metadata.mkdir(parents=True, exist_ok=True)
+    # An .egg-info with an entry point in the source folder would make an installed plug-in of every checkout, and what
+    # lies in a folder that distributions share would end up in each one's wheel.
+    folder = ROOT / "build" / f"wheel-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
     return {
         "distclass": BackendDistribution,
         "cmdclass": {"build_ext": build, "bdist_wheel": backend_wheel},
-        "options": {"egg_info": {"egg_base": str(metadata)}},
+        "options": {"egg_info": {"egg_base": str(folder)}, "build": {"build_base": str(folder)}},
     }
