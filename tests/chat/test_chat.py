@@ -213,8 +213,8 @@ class TestTemplates:
             assert other.create_chat_completion(user(), **arguments).usage.prompt_tokens == n
 
     def test_a_word_is_no_template(self, llm):
-        with pytest.raises(errors.InvalidArgumentError, match=r"must be Jinja source, .* not 'llama3'"):
-            llm.create_chat_completion(user(), chat_template="llama3")
+        with pytest.raises(errors.InvalidArgumentError, match=r"must be Jinja source, .* chatml, .*'no-such-name'"):
+            llm.create_chat_completion(user(), chat_template="no-such-name")
         with pytest.raises(errors.InvalidArgumentError, match="must be text or a path"):
             llm.create_chat_completion(user(), chat_template=3)
 

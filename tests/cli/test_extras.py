@@ -29,7 +29,7 @@ def fresh():
 
 def test_an_extra_is_named_by_its_packages():
     found = extras.extras()
-    assert "typer>=0.12.5" in found["cli"]
+    assert any(one.startswith("typer>=") for one in found["cli"])
     assert any(one.startswith("platformdirs") for one in found["cli"])  # of the extra hub, which cli includes
     assert not [one for requirements in found.values() for one in requirements if one.startswith("pyllm[")]
 

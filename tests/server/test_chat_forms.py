@@ -206,7 +206,12 @@ def test_blocks_of_texts(server, engine) -> None:
             *HELLO,
         ],
     )
-    for text in ("Rain\nIt rains.", "It snows.", "Hail\nhttp://x\nNo.", "Yes."):
+    for text in (
+        "<title>Rain</title>\nIt rains.",
+        "It snows.",
+        "<title>Hail</title>\n<source>http://x</source>\nNo.",
+        "Yes.",
+    ):
         assert text in seen[0]
     pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PIXEL}}
     response = server.post("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [pdf]}]})

@@ -15,7 +15,7 @@ import pytest
 from pyllm.server import Settings
 from pyllm.server.errors import APIError
 from pyllm.server.models import pool
-from pyllm.server.models.loader import ModelSpec, Served
+from pyllm.server.models.loader import ModelSpec, Served, Survey
 from pyllm.server.models.pool import Models
 
 SIZES = {"a": 3, "b": 4, "c": 5, "d": 1, "e": 8}
@@ -50,7 +50,7 @@ class Memory:
 def test_random_requests(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     memory = Memory(seed)
     monkeypatch.setattr(pool, "serve_model", memory.serve)
-    monkeypatch.setattr(pool, "estimate", lambda spec: SIZES[spec.name])
+    monkeypatch.setattr(pool, "survey", lambda spec: Survey(SIZES[spec.name], generates=True, embeds=False))
     specs = [ModelSpec(name=name, path=Path(name)) for name in SIZES]
     models = Models(specs, Settings(), n_bytes=ROOM, timeout=20, patience=0.01)
     chance = random.Random(seed)
@@ -105,7 +105,7 @@ def test_two_that_cannot_be_together_take_turns(monkeypatch: pytest.MonkeyPatch)
     memory = Memory(0)
     memory.random.random = lambda: 1.0  # type: ignore[method-assign]  # nothing fails
     monkeypatch.setattr(pool, "serve_model", memory.serve)
-    monkeypatch.setattr(pool, "estimate", lambda spec: SIZES[spec.name])
+    monkeypatch.setattr(pool, "survey", lambda spec: Survey(SIZES[spec.name], generates=True, embeds=False))
     specs = [ModelSpec(name=name, path=Path(name)) for name in "ce"]
     models = Models(specs, Settings(), n_bytes=ROOM, timeout=20, patience=0.02)
     served = {"c": 0, "e": 0}

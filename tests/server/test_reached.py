@@ -92,7 +92,9 @@ def test_a_log_without_stderr(tmp_path, capfd) -> None:
 
 
 def test_chats_have_defaults_of_the_server() -> None:
-    settings = Settings(chat={"reasoning_format": "none", "chat_template_kwargs": {"a": 1, "b": 2}}, chat_template="x")
+    settings = Settings(
+        chat={"reasoning_format": "none", "chat_template_kwargs": {"a": 1, "b": 2}}, chat_template="{{ messages }}"
+    )
     sizes = Sizes(512, 100, (2,))
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
     for arguments in (
@@ -102,7 +104,7 @@ def test_chats_have_defaults_of_the_server() -> None:
     ):
         assert arguments["reasoning_format"] == "none"
         assert arguments["chat_template_kwargs"] == {"a": 1, "b": 2}
-        assert arguments["chat_template"] == "x"
+        assert arguments["chat_template"] == "{{ messages }}"
     own = {**chat, "reasoning_format": "deepseek", "chat_template_kwargs": {"b": 3}}
     arguments = ChatAsk(own, settings, sizes).arguments
     assert arguments["reasoning_format"] == "deepseek"
