@@ -212,7 +212,15 @@ cdef class Generation:
                 raise errors.ContextError(
                     "positions cannot be changed in the memory of this context (can_shift is False)"
                 )
-            if not memory.rm(self.seq_id, c_keep, c_keep + c_discard):
+            # The tokens that stay behind the gap move down to it. Where they fill the window, nothing before it is read.
+            tail = self.n_past - c_keep - c_discard
+            if tail >= lib.llama_model_n_swa(self.context.model.require()) - 1:
+                removed = lib.llama_memory_seq_rm(
+                    lib.llama_get_memory(self.context.ptr), self.seq_id, c_keep, c_keep + c_discard
+                )
+            else:
+                removed = memory.rm(self.seq_id, c_keep, c_keep + c_discard)
+            if not removed:
                 raise errors.ContextError("tokens cannot be taken out of the middle of this model's memory")
             memory.add(self.seq_id, -c_discard, c_keep + c_discard, self.n_past)
             self.n_past -= c_discard
