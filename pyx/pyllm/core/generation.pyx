@@ -212,7 +212,7 @@ cdef class Generation:
                 raise errors.ContextError(
                     "positions cannot be changed in the memory of this context (can_shift is False)"
                 )
-            # The tokens that stay behind the gap move down to it. Where they fill the window, nothing before it is read.
+            # The tokens behind the gap move down to it. Where they fill the window, nothing before it is read.
             tail = self.n_past - c_keep - c_discard
             if tail >= lib.llama_model_n_swa(self.context.model.require()) - 1:
                 removed = lib.llama_memory_seq_rm(
