@@ -10,6 +10,10 @@ class ModelSource:
     def name(self) -> str: ...
 
 @disjoint_base
+class AddressSource(ModelSource):
+    def __init__(self, address: int) -> None: ...
+
+@disjoint_base
 class SplitSource(ModelSource):
     def __new__(cls, paths: Iterable[str | os.PathLike[str]]) -> Self: ...
 

@@ -29,7 +29,7 @@ REASONS = {
     "llama_perf_context_print": "nothing is printed; `Context.perf` has the numbers",
     "llama_perf_sampler_print": "nothing is printed; `Chain.perf` has the numbers",
     "llama_sampler_copy": "it frees members of a chain that objects point to; `Sampler.clone` makes a new one",
-    "llama_set_abort_callback": "it is set once; `Context.set_abort_callback` changes the Python callback",
+    "llama_sampler_sample": "`Sampler.sample` looks at the row first: it asserts where every logit is -inf or NaN",
     "llama_state_load_file": "it does not notice the end of a short file; `State.load_file` reads files by itself",
     "llama_state_seq_load_file": "it does not notice the end of a short file; `State.load_file` reads files by itself",
 }

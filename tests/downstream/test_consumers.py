@@ -153,7 +153,7 @@ def test_the_capsule_in_c(consumer, context):
     assert consumer.has("llama_encode") and not consumer.has("llama_no_such_function")
     expected = greedy(context, 5)
     assert consumer.greedy(context, tokens_of(context.model), 5) == expected
-    assert int(np.argmax(np.asarray(context.logits)[-1])) == greedy(context, 6)[-1]
+    assert int(np.argmax(np.asarray(context.logits)[-1])) == greedy(context, 5)[-1]
 
 
 def test_wrong_objects_are_type_errors_in_c(consumer, tiny_model):

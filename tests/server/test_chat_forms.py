@@ -215,7 +215,7 @@ def test_blocks_of_texts(server, engine) -> None:
         assert text in seen[0]
     pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PIXEL}}
     response = server.post("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": [pdf]}]})
-    assert response.status_code == 400 and "text only" in response.json()["error"]["message"]
+    assert response.status_code == 400 and "reads no files" in response.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/responses"])

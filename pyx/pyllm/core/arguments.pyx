@@ -25,7 +25,7 @@ cdef float number(value, str name, double low=-math.inf, double high=math.inf) e
 
 cdef uintptr_t pointer(value, str what) except? 0:
     address = operator.index(value)
-    if not 4096 <= address < 1 << 8 * sizeof(void *) or address % sizeof(void *):
+    if address < 4096 or address.bit_length() > 8 * sizeof(void *) or address % sizeof(void *):
         raise errors.InvalidArgumentError(f"{address:#x} cannot be the address of {what}")
     return address
 
