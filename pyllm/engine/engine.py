@@ -169,7 +169,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self._slots = Slots(n_parallel)
         self._context_params = fitted
         self._lane = Lane(
-            lambda: self._own_context(ContextParams(**of_context, n_ctx=self.context.n_ctx_seq, n_seq_max=1))
+            lambda: self._own_context(ContextParams(**of_context | {"n_ctx": self.context.n_ctx_seq, "n_seq_max": 1}))
         )
         fixed = {name: value for name, value in of_context.items() if value is not None}
         self._beams = BeamLane(

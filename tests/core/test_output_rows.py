@@ -136,7 +136,7 @@ def test_other_ways_to_compute(load, make_context):
         generation = Generation(each, Chain(Greedy()))
         generation.prefill(tokens)
         generation.run(8)
-        texts.append(generation.tokens.tolist())
+        texts.append(list(generation.tokens))
     assert texts[0] == texts[1]
 
 

@@ -1,10 +1,6 @@
 """Calls of llama.cpp's functions that a context does not see: after them it shows what is there."""
 
 import ctypes
-import importlib.util
-import subprocess
-import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -113,54 +109,3 @@ def test_raw_access_of_a_closed_context(make_context):
     with another.raw_access():
         another.close()
     assert another.closed
-
-
-DOWNSTREAM = """# cython: language_level=3
-from libc.stdint cimport int32_t
-from pyllm.core.context cimport Context
-from pyllm.includes cimport llama as lib
-
-
-def decode(Context context, int32_t token):
-    cdef int code
-    with nogil:
-        code = lib.llama_decode(context.ptr, lib.llama_batch_get_one(&token, 1))
-    context.outputs_changed()
-    return code
-
-
-def decode_held(Context context, int32_t token):
-    cdef int code
-    with context.raw_access():
-        code = lib.llama_decode(context.ptr, lib.llama_batch_get_one(&token, 1))
-    return code
-"""
-
-
-@pytest.mark.slow
-def test_from_cython(pair, ids, tmp_path):
-    """A package that cimports a context and calls llama_decode."""
-    pytest.importorskip("Cython")
-    package = Path(pyllm.__file__).parent
-    source = tmp_path / "downstream.pyx"
-    source.write_text(DOWNSTREAM)
-    module = tmp_path / ("downstream" + sysconfig.get_config_var("EXT_SUFFIX"))
-    transpile = [sys.executable, "-m", "cython", "--cplus", "-I", package.parent, source]
-    build = ["g++", "-shared", "-fPIC", "-std=c++17", source.with_suffix(".cpp"), "-o", module]
-    folders = (package.parent, package / "core", package / "include", sysconfig.get_path("include"))
-    build += [f"-I{folder}" for folder in folders]
-    build += [next((package / "lib").glob("*pyllm-llama.*")), f"-Wl,-rpath,{package / 'lib'}"]
-    for command in (transpile, build):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr[-3000:]
-    spec = importlib.util.spec_from_file_location("downstream", module)
-    downstream = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(downstream)
-    raw, other = pair
-    for step, decode in enumerate((downstream.decode, downstream.decode_held)):
-        old = None if step == 0 else raw.logits
-        assert decode(raw, int(ids[step])) == 0
-        other.decode(Batch.from_arrays(ids[step : step + 1]))
-        assert raw.n_outputs == 1 and np.array_equal(raw.logits, other.logits)
-    with pytest.raises(errors.StaleLogitsError):
-        old[0]

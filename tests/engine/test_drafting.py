@@ -340,7 +340,7 @@ def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., 
     quiet(engine)
 
 
-def test_a_kept_view_of_logits_only_stops_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
+def test_a_kept_row_of_logits_stops_no_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
     engine = make_engine()
     long = SpeculationParams(types="ngram-simple", ngram_size=1, n_max=40, adaptive=False)
     want = plain(PROMPT, max_tokens=60, temperature=0).tokens
@@ -350,14 +350,14 @@ def test_a_kept_view_of_logits_only_stops_drafts(make_engine: Callable[..., Engi
         if not kept:
             kept.append(logits)
 
-    # There is room for a row of each sequence, and that has to do.
+    # The drafts need a larger output buffer; the row keeps the one it is in.
     got = engine.complete(PROMPT, max_tokens=60, temperature=0, speculative=long, logits_processor=keep)
-    assert kept and got.tokens == want
+    assert kept and got.tokens == want and np.isfinite(kept[0]).all()
     kept.clear()
     again = engine.complete(PROMPT, max_tokens=60, temperature=0, speculative=long)
     assert again.tokens == want
     assert got.speculation is not None and again.speculation is not None
-    assert got.speculation.drafts < again.speculation.drafts
+    assert got.speculation.drafts == again.speculation.drafts > 0
 
 
 # ---- what goes wrong

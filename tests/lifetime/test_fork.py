@@ -72,7 +72,7 @@ def function():
         with Context(model, n_ctx=256, n_threads=n_threads) as fresh:
             fresh.decode(Batch.from_arrays([1, 5]))
             assert np.allclose(fresh.logits[-1], expected, atol=1e-4)
-            generation = Generation(fresh, Chain(TopK(3), Grammar(model.vocab, "root ::= [a-z ]+"), Dist(1)))
+            generation = Generation(fresh, Chain(Grammar(model.vocab, "root ::= [a-z ]+"), TopK(3), Dist(1)))
             generation.prefill([1, 2])
             generation.run(3)
 tokens = model.vocab.tokenize("the cat")
