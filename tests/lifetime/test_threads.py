@@ -194,7 +194,7 @@ for round in range(60):
     model = Model(PATH)
     logits = np.zeros(model.n_vocab, np.float32)
     grammar = Grammar(model.vocab, "root ::= [a-z ]+")
-    chain = Chain(DRY(model.vocab), Infill(model.vocab), Grammar(model.vocab, "root ::= [a-z ]+"), Greedy())
+    chain = Chain(DRY(model.vocab), Grammar(model.vocab, "root ::= [a-z ]+"), Infill(model.vocab), Greedy())
     def accept():
         copy = grammar.clone()
         copy.accept(model.vocab.tokenize("a", add_special=False)[0])
