@@ -108,7 +108,7 @@ def test_rows_of_logits(load, make_drafted, make_context):
 
 
 def test_views_on_logits_only_stop_the_drafts(load, plain, make_drafted, check_greedy):
-    """A draft needs a larger output buffer, which cannot move while somebody looks at it."""
+    """A draft needs a larger output buffer, and the rows that the next token is chosen from cannot move to it."""
     model = load("llama")
     generation = make_drafted(model, model)
     generation.prefill(PROMPT)

@@ -4,6 +4,8 @@ cimport cython
 
 from pyllm.core.context cimport Context
 
+from pyllm.core.introspection import not_pickled
+
 
 cdef extern from "Python.h" nogil:
     long thread_ident "PyThread_get_thread_ident"()
@@ -12,6 +14,8 @@ cdef extern from "Python.h" nogil:
 @cython.no_gc_clear
 cdef class Hold:
     """A ``with`` block in which one thread has a context for itself. Made by a Context."""
+
+    __reduce__ = not_pickled("it belongs to its context; call Context.lock() there")
 
     def __init__(self):
         raise TypeError("a Hold is made by Context.lock() or Context.raw_access()")

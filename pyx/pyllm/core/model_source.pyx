@@ -81,6 +81,8 @@ cdef class ModelSource:
 cdef class AddressSource(ModelSource):
     """A model that C code has loaded."""
 
+    __signature__ = signature
+
     def __init__(self, address):
         self.ptr = <lib.llama_model *> <uintptr_t> pointer(address, "a llama_model")
         self.name = f"llama_model at {address:#x}"

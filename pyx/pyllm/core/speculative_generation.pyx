@@ -222,6 +222,11 @@ cdef class SpeculativeGeneration(Generation):
         self.allowed = most
         if context.embeddings_ or context.n_samplers:
             self.allowed = 0  # every token would be output then, or no logits at all
+        elif (
+            not self.has_pending and context.output_memory.views.load() > 0
+            and not context.has_room_for(1 + self.allowed)
+        ):
+            self.allowed = 0  # the next token is chosen from rows in a buffer that would be given up to a view
         if self.has_pending or n > 1:
             # With embeddings, tokens that are computed again have outputs too.
             context.prepare(context.n_batch_ if context.embeddings_ else 1 + self.allowed)

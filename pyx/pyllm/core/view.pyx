@@ -11,6 +11,8 @@ from libc.stdint cimport uintptr_t
 from pyllm.core cimport guard
 from pyllm.includes cimport ggml_backend as lib
 
+from pyllm.core.introspection import not_pickled
+
 
 @cython.no_gc_clear
 cdef class OutputMemory:
@@ -19,6 +21,8 @@ cdef class OutputMemory:
     A llama_context frees its buffer when it is closed, and when a decode needs a larger one. While arrays show it the
     buffer is taken from llama.cpp first, and belongs to this object from then on.
     """
+
+    __reduce__ = not_pickled("it is memory of llama.cpp; pickle a .copy() of the array that shows it")
 
     def __cinit__(self):
         self.buffer = NULL
@@ -43,6 +47,8 @@ cdef class OutputMemory:
 @cython.no_gc_clear
 cdef class View:
     """A writable float32 matrix in memory of llama.cpp. Made by a Context, not from Python."""
+
+    __reduce__ = not_pickled("it is memory of llama.cpp; pickle a .copy() of the array that shows it")
 
     def __init__(self):
         raise TypeError("a View is made by the object that owns the memory, e.g. by Context.logits")
