@@ -28,7 +28,10 @@ extras = project["optional-dependencies"]
 def of(name):
     for requirement in extras[name]:
         nested = re.match(r"pyllm\[(.*)\]", requirement)
-        yield from (one for other in nested[1].split(",") for one in of(other)) if nested else (requirement,)
+        if nested:
+            yield from (one for other in nested[1].split(",") for one in of(other))
+        elif not requirement.startswith("pyllm-"):  # a backend of this version comes from this checkout
+            yield requirement
 names = {*data["build-system"]["requires"], *project["dependencies"]}
 for name in sys.argv[1:] or extras:
     names.update(of(name))
