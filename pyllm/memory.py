@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from pyllm.core import rpc
 from pyllm.core.backend import Device, devices
 from pyllm.core.breakdown import BufferMemory, memory_breakdown
 from pyllm.core.context import Context
@@ -313,10 +314,14 @@ def used_devices(for_model: Mapping[str, Any]) -> list[Device]:
     """The devices beside the host that a model with these arguments goes to, in llama.cpp's order."""
     if for_model.get("n_gpu_layers") == 0:
         return []
+    names = for_model.get("devices")
+    if (servers := for_model.get("rpc")) is not None:
+        names = rpc.device_names(servers, names)
     found = devices()
-    if (names := for_model.get("devices")) is not None:
+    if names is not None:
         wanted = [getattr(name, "name", name) for name in names]
         return [device for name in wanted for device in found if device.name == name and device.type != "cpu"]
+    found = [device for device in found if device.backend != "RPC"]  # they are used where they are named
     # Those inside the processor only where there is no other.
     return [device for device in found if device.type == "gpu"] or [device for device in found if device.type == "igpu"]
 

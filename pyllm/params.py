@@ -39,6 +39,7 @@ class ModelParams:
     no_host: bool | None = None
     no_alloc: bool | None = None
     load_mtp: bool | None = None
+    rpc: str | Sequence[str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,14 @@ def doctor(json: _Json = False, verbose: _Verbose = False) -> None:
     show("doctor", as_json=json)
 
 
-def devices(json: _Json = False, verbose: _Verbose = False) -> None:
+def devices(
+    rpc: Annotated[
+        str | None,
+        typer.Option("--rpc", envvar="LLAMA_ARG_RPC", metavar="HOST:PORT,...", help="RPC servers to list as well."),
+    ] = None,
+    json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
     """List the devices that models can be put on, and the backends that are not in use."""
     set_verbose(verbose)
-    show("devices", as_json=json)
+    show("devices", as_json=json, servers=rpc)

@@ -239,7 +239,6 @@ FLAGS: tuple[Flag, ...] = (
     *_flags("refused", "run `pyllm list`", "-cl --cache-list"),
     *_flags("refused", "run `pyllm devices`", "--list-devices"),
     *_flags("refused", "there are no completions for shells", "--completion-bash"),
-    *_flags("refused", "pyllm is built without RPC: the layers would all be computed here", "--rpc = LLAMA_ARG_RPC"),
     *_flags(
         "refused",
         "the model would answer without it; in Python: pyllm.interp has steering vectors",

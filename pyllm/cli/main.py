@@ -19,6 +19,7 @@ from pyllm.cli.output import is_verbose, note
 from pyllm.cli.pull import pull
 from pyllm.cli.rerank import rerank
 from pyllm.cli.rm import rm
+from pyllm.cli.rpc_server import rpc_server
 from pyllm.cli.run import run
 from pyllm.cli.serve import serve
 from pyllm.cli.tokenize import tokenize
@@ -84,6 +85,7 @@ app.command(cls=Command)(pull)
 app.command("list", cls=Command)(list_)
 app.command(cls=Command)(rm)
 app.command(cls=Command)(serve)
+app.command("rpc-server", cls=Command)(rpc_server)
 app.command(cls=Command)(embed)
 app.command(cls=Command)(rerank)
 app.command(cls=Command)(tokenize)

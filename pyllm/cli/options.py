@@ -70,6 +70,15 @@ class ModelOptions:
             "--gpu-layers", "-ngl", "--n-gpu-layers", metavar="N", parser=_layers, help="Layers on GPUs; all; auto."
         ),
     ] = None
+    rpc: Annotated[
+        str | None,
+        _model(
+            "--rpc",
+            envvar="LLAMA_ARG_RPC",
+            metavar="HOST:PORT,...",
+            help="RPC servers that compute layers.",
+        ),
+    ] = None
     cache_type_k: Annotated[str | None, _model("--cache-type-k", "-ctk", help="Type of the keys in the cache.")] = None
     cache_type_v: Annotated[str | None, _model("--cache-type-v", "-ctv", help="Type of the values in the cache.")] = (
         None
@@ -106,6 +115,7 @@ class ModelOptions:
             "n_threads": self.threads,
             "n_threads_batch": self.threads_batch,
             "n_gpu_layers": None if self.gpu_layers == _AUTO else self.gpu_layers,
+            "rpc": self.rpc,
             "type_k": self.cache_type_k,
             "type_v": self.cache_type_v,
             "flash_attn_type": None if self.flash_attn is None else _flash_attn(self.flash_attn),

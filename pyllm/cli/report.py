@@ -51,14 +51,16 @@ def report() -> dict[str, Any]:
     }
 
 
-def devices() -> dict[str, Any]:
-    """All that ``pyllm devices --json`` says."""
-    from pyllm.core import backend, log
+def devices(servers: str | None = None) -> dict[str, Any]:
+    """All that ``pyllm devices --json`` says; with the devices of RPC servers, "host:port,host:port"."""
+    from pyllm.core import backend, log, rpc
 
     log.refresh_level()  # else the level is read when a model is loaded, and none is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BackendWarning)  # the report says the same
         backend.load_backends()
+    for endpoint in rpc.parse_endpoints(servers) if servers is not None else ():
+        rpc.add_server(endpoint)
     return {
         "backends": [asdict(found) for found in backend.backends()],
         "devices": [asdict(device) for device in backend.devices()],
@@ -144,9 +146,9 @@ def _features(features: dict[str, str]) -> str:
     return ", ".join(name if value == "1" else f"{name}={value}" for name, value in features.items()) or "unknown"
 
 
-def show(command: str, *, as_json: bool) -> None:
+def show(command: str, *, as_json: bool, servers: str | None = None) -> None:
     """Print the report of "doctor" or "devices"."""
-    found = devices() if command == "devices" else report()
+    found = devices(servers) if command == "devices" else report()
     text = "\n".join(device_lines(found) if command == "devices" else lines(found))
     print(json.dumps(found, indent=2) if as_json else text)
 

@@ -32,6 +32,7 @@ class Model:
         no_host: bool | None = None,
         no_alloc: bool | None = None,
         load_mtp: bool | None = None,
+        rpc: str | Iterable[str] | None = None,
     ) -> Self: ...
     @classmethod
     def from_splits(cls, paths: Iterable[str | os.PathLike[str]], **arguments: Any) -> Self: ...

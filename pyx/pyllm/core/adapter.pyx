@@ -89,6 +89,10 @@ cdef class LoraAdapter:
                 _check_file(gguf.gguf_init_from_file(c_path, _no_tensors()), self.path)
                 with nogil:
                     self.ptr = lib.llama_adapter_lora_init(c_model, c_path)
+            if model.connections is not None:
+                model.connections.check(
+                    errors.AdapterError, f"{self.path!r} was not loaded", "llama_adapter_lora_init"
+                )
             error.not_null(
                 self.ptr, "llama_adapter_lora_init", errors.AdapterError,
                 f"{self.path!r} could not be loaded as a LoRA adapter for {model.path!r}",

@@ -322,14 +322,30 @@ def backends():
 
 
 def devices():
-    """The devices of all loaded backends (list of Device), in ggml's order.
+    """The devices of all loaded backends (list of Device), in ggml's order, then those of RPC servers that were added.
 
     Wraps ``ggml_backend_dev_get_props`` and ``ggml_backend_buft_*``.
     """
     load_backends()
     cdef size_t i
     guard.enter()
-    return [_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
+    result = [_device(lib.ggml_backend_dev_get(i)) for i in range(lib.ggml_backend_dev_count())]
+    return result + [_remote(name, found[0], found[1]) for name, found in _remote_devices().items()]
+
+
+cdef dict _remote_devices():
+    from pyllm.core import rpc  # late: it needs this module
+
+    return rpc.known_devices()
+
+
+cdef _remote(name, address, endpoint):
+    guard.enter()
+    try:
+        return _device(<lib.ggml_backend_dev_t> <void *> <uintptr_t> address)
+    except errors.BackendAssertError:
+        caps = DeviceCaps(True, False, False, True, True)
+        return Device(name, f"{endpoint} (cannot be reached)", "gpu", "RPC", 0, 0, None, caps, ())
 
 
 cdef _device(lib.ggml_backend_dev_t device):
@@ -419,6 +435,12 @@ def buffer_type_address(name):
             if found == name:
                 return <uintptr_t> buft
             known.append(found)
+    for address, _ in _remote_devices().values():
+        buft = lib.ggml_backend_dev_buffer_type(<lib.ggml_backend_dev_t> <void *> <uintptr_t> address)
+        found = (<bytes> lib.ggml_backend_buft_name(buft)).decode()
+        if found == name:
+            return <uintptr_t> buft
+        known.append(found)
     raise errors.InvalidArgumentError(f"there is no buffer type {name!r}; there are: {', '.join(map(repr, known))}")
 
 

@@ -6,6 +6,7 @@ from libcpp cimport bool
 from pyllm.core.batch cimport Batch
 from pyllm.core.context_params cimport ContextArguments
 from pyllm.core.context_settings cimport ContextSettings
+from pyllm.core.rpc cimport rpc_peers
 from pyllm.core.tap cimport tap
 from pyllm.core.view cimport OutputMemory
 from pyllm.includes cimport llama as lib
@@ -18,6 +19,7 @@ cdef extern from "pyllm/core/interrupt.hpp" namespace "pyllm" nogil:
         void * owner
 
         void begin(bool watch) noexcept
+        bool requested
         void request() noexcept
         bool take_request() noexcept
 
@@ -64,6 +66,7 @@ cdef class Context(ContextSettings):
     cdef int32_t n_ubatch_
     cdef int32_t n_seq_max_
     cdef int unapplied                    # what the next decode does to the memory first, see core.memory
+    cdef rpc_peers * peers                # servers that compute layers; NULL: there are none
 
     cdef int free_now(self) except -1
     cdef int _read_constants(self, ContextArguments arguments) except -1
@@ -94,3 +97,5 @@ cdef class Context(ContextSettings):
     # Around calls of llama_decode and the like that others make; see raw_access().
     cdef int begin_raw(self) except -1
     cpdef outputs_changed(self)
+    # Raises if a server that computes layers was lost: what came from it since is not to be used.
+    cdef int check_peers(self, str function) except -1

@@ -12,7 +12,7 @@ import numpy as np
 
 from pyllm import enums, errors
 from pyllm.core.introspection import not_pickled, signature
-from pyllm.core cimport error, guard, log
+from pyllm.core cimport error, guard, log, rpc
 from pyllm.core.arguments cimport int32, pointer
 from pyllm.core.adapter cimport apply_adapters, apply_control_vector, remove_adapter
 from pyllm.core.batch cimport Batch
@@ -177,13 +177,22 @@ cdef class Context(ContextSettings):
         arguments.check_pooling(model)
         if model.vocab_only:
             raise errors.ContextError("the model was loaded with vocab_only=True and has no weights to compute with")
+        self.peers = NULL
+        if model.connections is not None:
+            self.peers = model.connections.ptr
         log.refresh()
         guard.enter()
         cdef lib.llama_model * c_model = model.use()
         try:
             if adopted == NULL:
-                with nogil:
-                    self.ptr = lib.llama_init_from_model(c_model, arguments.c)
+                rpc.begin(self.peers, NULL)
+                try:
+                    with nogil:
+                        self.ptr = lib.llama_init_from_model(c_model, arguments.c)
+                finally:
+                    rpc.end(self.peers)
+                if self.peers != NULL:
+                    model.connections.check(errors.ContextError, "no context was made", "llama_init_from_model")
                 error.not_null(
                     self.ptr, "llama_init_from_model", errors.ContextError,
                     f"no context could be made for {model.path!r} with n_ctx={n_ctx}, "
@@ -595,12 +604,14 @@ cdef class Context(ContextSettings):
         int32_t n_outputs, bint encode
     ) except -99 nogil:
         cdef int code
+        cdef bint interrupted = False
         self.decodes += 1
         self.n_outputs = 0
         guard.enter()
         self.stop.begin(guard.is_main_thread() or self.has_abort_callback)
         guard.begin_native()
         self.in_call = True
+        rpc.begin(self.peers, &self.stop.requested)
         self.lock_pool()
         try:
             if ext != NULL:
@@ -611,10 +622,19 @@ cdef class Context(ContextSettings):
                 code = lib.llama_encode(self.ptr, batch[0])
             else:
                 code = lib.llama_decode(self.ptr, batch[0])
+            if self.peers != NULL:
+                # Outputs are on their way. What arrives after a server was lost is no output.
+                lib.llama_synchronize(self.ptr)
         finally:
             self.unlock_pool()
+            interrupted = rpc.end(self.peers)
             self.in_call = False
             guard.end_native()
+        if self.peers != NULL and code >= 0:
+            if rpc.is_lost(self.peers):
+                code = -4
+            elif code == 0 and interrupted:
+                code = 2
         if code == 0:
             if n_outputs < n_tokens and self.outputs_all(encode):
                 keep_outputs(self.ptr, wanted, n_tokens)
@@ -627,6 +647,7 @@ cdef class Context(ContextSettings):
         cdef bint aborted = self.stop.take_request()
         guard.park_if_finalizing()
         error.raise_stashed()
+        self.check_peers(function)
         if code == 0:
             return 0
         if code == 1:
@@ -643,6 +664,13 @@ cdef class Context(ContextSettings):
         if code == -1:
             return error.fail(errors.InvalidBatchError, "llama.cpp refused the batch", function, code)
         return error.fail(errors.DecodeError, f"{function} failed with code {code}", function, code)
+
+    cdef int check_peers(self, str function) except -1:
+        if self.peers == NULL:
+            return 0
+        return self.model.connections.check(
+            errors.DecodeError, "load the model again, which connects anew", function
+        )
 
     def abort(self):
         """Abort the decode that is running in another thread, or else the next one. Takes no lock.

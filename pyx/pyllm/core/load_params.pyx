@@ -8,10 +8,12 @@ from libc.string cimport memcpy
 
 from pyllm import enums, errors
 from pyllm.core.arguments cimport c_text, int32
+from pyllm.core.rpc cimport connect, find_device
 from pyllm.includes cimport ggml_backend
 from pyllm.includes cimport llama as lib
 
 from pyllm.core import backend as _backend
+from pyllm.core import rpc as _rpc
 from pyllm.core.text_limits import check_pattern
 from pyllm.core.introspection import not_pickled, signature
 
@@ -33,7 +35,7 @@ cdef class LoadParams:
     def __init__(
         self, *, n_gpu_layers=None, split_mode=None, main_gpu=None, tensor_split=None, devices=None, load_mode=None,
         lazy_mode=None, kv_overrides=None, tensor_buft_overrides=None, vocab_only=None, check_tensors=None,
-        use_extra_bufts=None, no_host=None, no_alloc=None, load_mtp=None,
+        use_extra_bufts=None, no_host=None, no_alloc=None, load_mtp=None, rpc=None,
     ):
         if n_gpu_layers is not None:
             self.c.n_gpu_layers = int32(n_gpu_layers, "n_gpu_layers")
@@ -63,6 +65,8 @@ cdef class LoadParams:
             self.c.load_mtp = load_mtp
         if tensor_split is not None:
             self._set_tensor_split([float(share) for share in tensor_split])
+        if rpc is not None:
+            devices = _rpc.device_names(rpc, devices)
         if devices is not None:
             self._set_devices(list(devices))
         if kv_overrides:
@@ -94,14 +98,18 @@ cdef class LoadParams:
         if self.devices == NULL:
             raise MemoryError()
         cdef ggml_backend.ggml_backend_dev_t device
+        names = [getattr(name, "name", name) for name in names]
         for i, name in enumerate(names):
-            encoded = c_text(getattr(name, "name", name), "the name of a device")
-            device = ggml_backend.ggml_backend_dev_by_name(encoded)
+            encoded = c_text(name, "the name of a device")
+            device = find_device(name)
+            if device == NULL:
+                device = ggml_backend.ggml_backend_dev_by_name(encoded)
             if device == NULL:
                 known = ", ".join([repr(known_device.name) for known_device in _backend.devices()])
                 raise errors.InvalidArgumentError(f"there is no device {name!r}; there are: {known}")
             self.devices[i] = <void *> device
         self.c.devices = <ggml_backend.ggml_backend_dev_t *> self.devices
+        self.connections = connect(names)
 
     cdef int _set_kv_overrides(self, dict overrides) except -1:
         self.kv_overrides = <lib.llama_model_kv_override *> calloc(

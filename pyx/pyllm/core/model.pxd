@@ -2,6 +2,7 @@
 
 from libcpp.atomic cimport atomic
 
+from pyllm.core.rpc cimport Connections
 from pyllm.includes cimport llama as lib
 
 
@@ -21,6 +22,7 @@ cdef class Model:
     cdef bint borrowed               # C code owns ptr, and frees it
     cdef object owner                # kept alive for a model that is borrowed: what owns ptr
     cdef object __weakref__
+    cdef Connections connections     # to RPC servers; None: no layer is elsewhere
 
     cdef int _check_metadata(self) except -1
     cdef bytes _check_path(self, path)

@@ -15,6 +15,7 @@ from pyllm import enums, errors
 from pyllm.core cimport error, guard, log
 from pyllm.core.arguments cimport c_text
 from pyllm.core.load_params cimport LoadParams
+from pyllm.core cimport rpc as _connections
 from pyllm.core.model_source cimport (
     AddressSource, ArraySource, FileSource, ModelSource, SplitSource, check_tensor_types
 )
@@ -67,6 +68,8 @@ cdef class Model:
         main_gpu: The GPU to use when split_mode is "none".
         tensor_split: Proportion of the model for each GPU.
         devices: Names of the devices to use (see :func:`pyllm.core.backend.devices`); None means all.
+        rpc: RPC servers that compute layers, "host:port" each, as a list or with commas between them. Their devices
+            come before `devices`. See :mod:`pyllm.core.rpc`.
         load_mode: "auto", "none", "mmap", "mlock", "mmap_mlock" or "direct_io".
         lazy_mode: "off", "auto" or "on": rows of marked tensors are read on demand.
         kv_overrides: Metadata to replace, by key; values are int, float, bool or str.
@@ -114,6 +117,7 @@ cdef class Model:
         no_host=None,
         no_alloc=None,
         load_mtp=None,
+        rpc=None,
     ):
         self.ptr = NULL
         self.users.store(0)
@@ -137,7 +141,7 @@ cdef class Model:
             n_gpu_layers=n_gpu_layers, split_mode=split_mode, main_gpu=main_gpu, tensor_split=tensor_split,
             devices=devices, load_mode=load_mode, lazy_mode=lazy_mode, kv_overrides=kv_overrides,
             tensor_buft_overrides=tensor_buft_overrides, vocab_only=vocab_only, check_tensors=check_tensors,
-            use_extra_bufts=use_extra_bufts, no_host=no_host, no_alloc=no_alloc, load_mtp=load_mtp,
+            use_extra_bufts=use_extra_bufts, no_host=no_host, no_alloc=no_alloc, load_mtp=load_mtp, rpc=rpc,
         )
         params = LoadParams(**self.arguments)
         if progress_callback is not None and not callable(progress_callback):
@@ -149,19 +153,32 @@ cdef class Model:
 
         self.vocab_only = params.c.vocab_only
         self.no_alloc = params.c.no_alloc
+        self.connections = params.connections
+        cdef _connections.rpc_peers * peers = NULL
+        if self.connections is not None:
+            peers = self.connections.ptr
         log.refresh()
         guard.enter()
         self.extra_bufts = params.c.use_extra_bufts and not isinstance(source, ArraySource)
-        if source is None:
-            c_path = encoded
-            with nogil:
-                guard.begin_native()
-                try:
-                    self.ptr = lib.llama_model_load_from_file(c_path, params.c)
-                finally:
-                    guard.end_native()
-        else:
-            self.ptr = source.load(&params.c)
+        _connections.begin(peers, NULL)
+        try:
+            if source is None:
+                c_path = encoded
+                with nogil:
+                    guard.begin_native()
+                    try:
+                        self.ptr = lib.llama_model_load_from_file(c_path, params.c)
+                    finally:
+                        guard.end_native()
+            else:
+                self.ptr = source.load(&params.c)
+        finally:
+            _connections.end(peers)
+        error.raise_stashed()
+        if peers != NULL:
+            self.connections.check(
+                errors.ModelLoadError, f"{self.path!r} was not loaded", "llama_model_load_from_file"
+            )
         error.not_null(
             self.ptr, "llama_model_load_from_file", errors.ModelLoadError,
             f"{self.path!r} could not be loaded as a model",
@@ -404,6 +421,8 @@ cdef class Model:
         if not self.borrowed:
             with nogil:
                 lib.llama_model_free(ptr)
+        if self.connections is not None:
+            self.connections.release()
         self.owner = None
 
     def __enter__(self):

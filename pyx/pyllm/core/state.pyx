@@ -276,6 +276,7 @@ cdef class State:
                         written = lib.llama_state_save_file(self.context.ptr, c_path, c_ids, n_ids)
                     else:
                         written = lib.llama_state_seq_save_file(self.context.ptr, c_path, c_seq_id, c_ids, n_ids)
+                self.context.check_peers("llama_state_save_file")
                 if written == 0:
                     error.fail(
                         errors.StateError, f"the state could not be written to {target!r}", "llama_state_save_file"
@@ -487,6 +488,7 @@ cdef class State:
                 written = lib.llama_state_seq_get_data_ext(self.context.ptr, target, size, seq_id, flags)
             else:
                 written = lib.llama_state_seq_get_data(self.context.ptr, target, size, seq_id)
+        self.context.check_peers("llama_state_get_data")
         if written != size:
             error.fail(
                 errors.StateError, f"llama.cpp could not save the state: {written} of {size} bytes were written",
@@ -503,6 +505,7 @@ cdef class State:
                 done = lib.llama_state_seq_set_data_ext(self.context.ptr, source, size, seq_id, flags)
             else:
                 done = lib.llama_state_seq_set_data(self.context.ptr, source, size, seq_id)
+        self.context.check_peers("llama_state_set_data")
         return done
 
     cdef bytes _backup(self, int32_t seq_id):

@@ -1,0 +1,26 @@
+import os
+from collections.abc import Iterable
+from typing import Self
+
+from typing_extensions import disjoint_base
+
+from pyllm.core.backend import Device
+
+def parse_endpoints(servers: str | Iterable[str]) -> list[str]: ...
+def add_server(endpoint: str) -> tuple[str, ...]: ...
+def device_names(servers: str | Iterable[str], devices: Iterable[str | Device] | None = None) -> list[str]: ...
+def known_devices() -> dict[str, tuple[int, str]]: ...
+def serve(
+    host: str = "127.0.0.1",
+    port: int = 50052,
+    *,
+    devices: Iterable[str | Device] | None = None,
+    n_threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+) -> None: ...
+def stop_serving() -> None: ...
+def is_listening() -> bool: ...
+
+@disjoint_base
+class Connections:
+    def __new__(cls, names: list[str]) -> Self: ...
