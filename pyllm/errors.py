@@ -48,6 +48,10 @@ class PyllmError(Exception):
         return text
 
 
+class StreamOpenError(PyllmError, RuntimeError):
+    """A Llama was used in the thread that has not finished its last stream."""
+
+
 class ClosedError(PyllmError, ValueError):
     """A method was called on an object that was closed, or whose model was."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -14,17 +13,19 @@ from pyllm import loading
 from pyllm.chat.methods import ChatMethods
 from pyllm.completion import asynchronous
 from pyllm.completion.cache import HOST_BYTES, PromptCache
+from pyllm.completion.host import CallLock
 from pyllm.completion.session import CompletionSession
 from pyllm.conversation.methods import ConversationMethods
 from pyllm.core.context import Context
 from pyllm.core.introspection import not_copied
 from pyllm.core.model import Model
 from pyllm.embedding.methods import EmbeddingMethods
-from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
+from pyllm.errors import ClosedError, InvalidArgumentError, StreamOpenError
 from pyllm.lora import Lora, LoraMethods
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.processors.base import LogitsProcessor
-from pyllm.speculation.methods import SpeculationMethods
+from pyllm.speculation.lazy import LazySpeculator
+from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
 
 
-class StreamOpenError(PyllmError, RuntimeError):
-    """A Llama was used in the thread that has not finished its last stream."""
-
-
-class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, SpeculationMethods):
+class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods):
     """A model with one context, for one user at a time.
 
     Threads may share a Llama: a call waits until the one before it is done, a stream counting as one call. A Llama is
@@ -94,11 +91,6 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         speculative: Any = None,
         **params: Any,
     ) -> None:
-        self._lock = threading.Lock()
-        self._abort_lock = threading.Lock()
-        self._stream_thread: int | None = None
-        self._running: CompletionSession | None = None
-        self._signalled = False
         self.seed = seed
         self.cache_prompt = cache_prompt
         self.chat_template = chat_template
@@ -112,7 +104,7 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         }
         of_model, of_context = split_arguments(params, "Llama()", ModelParams, ContextParams, owner=Llama)
         if not isinstance(model, Model):
-            of_model = {**self._arguments_for(speculative), **of_model}
+            of_model = {**arguments_for(speculative), **of_model}
         self.model_params, self.context_params = ModelParams(**of_model), ContextParams(n_ctx=n_ctx, **of_context)
         self._owns_model = not isinstance(model, Model)
         self.model, fitted = loading.open_model(model, of_model, self.context_params, check=check_memory)
@@ -124,12 +116,14 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             raise
         self.vocab = self.model.vocab
         self._cache = PromptCache(self.context, conversation_bytes)
+        self._speculator = LazySpeculator(self.context, self.context_params, self.model_params.n_gpu_layers)
+        self._calls = CallLock(self.context, self._speculator)
         self._conversations: dict[str, Record] = {}
         self._loras: dict[str, LoraAdapter] = {}
         try:
             if lora is not None:
                 self.set_lora(lora)
-            self._start_speculation(draft, speculative)
+            self._speculator.start(draft, speculative)
         except BaseException:
             self.close()
             raise
@@ -139,7 +133,7 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         self.context.close()
         self._close_loras()
         self._close_embedder()
-        self._close_speculator()
+        self._speculator.close()
         self._cache.close()
         if self._owns_model:
             self.model.close()
@@ -312,10 +306,7 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         It gives what it has, with the finish_reason "abort"; an embedding that is running raises DecodeAborted.
         Nothing happens when no call is running.
         """
-        with self._abort_lock:
-            running = self._running
-        if running is not None:
-            running.abort()
+        self._calls.abort(self._calls.running)
         self._abort_embedding()
 
     def reset(self) -> None:
@@ -324,51 +315,16 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
         Decodes of your own on :attr:`context` and changes of its adapters are noticed; only what changes the memory or
         the weights in other ways is not.
         """
-        self._acquire(None)
-        try:
+        with self._calls.held():
             self._cache.forget()
-        finally:
-            self._release()
 
-    def _refuse_open_stream(self) -> None:
-        """Refuse to wait for a stream that nobody could go on reading."""
-        if self._stream_thread == threading.get_ident():
-            raise StreamOpenError(
-                "a stream of this Llama is still open in this thread: read it to its end or close() it first, "
-                "or use a second Llama on the same model"
-            )
+    def speculation_params(self, value: Any) -> SpeculationParams | None:
+        """How a call drafts that is given `value` as ``speculative=``; None: without drafts.
 
-    def _acquire(self, session: CompletionSession | None) -> None:
-        self._refuse_open_stream()
-        self._lock.acquire()
-        self._stream_thread = threading.get_ident()
-        with self._abort_lock:
-            self._running = session
-            self._signalled = False
-
-    def _release(self) -> None:
-        with self._abort_lock:
-            self._running = None
-            signalled = self._signalled
-        try:
-            if signalled and not self.context.closed:
-                self._take_abort()
-        finally:
-            self._stream_thread = None
-            self._lock.release()
-
-    def _abort(self, session: CompletionSession) -> None:
-        with self._abort_lock:
-            session.aborted = True
-            if self._running is session:
-                self._signalled = True
-                self.context.abort()
-                self._abort_drafts()
-
-    def _take_abort(self) -> None:
-        """Let an abort that came between two decodes end nobody else's."""
-        self.context.clear_abort()
-        self._clear_abort_of_drafts()
+        Raises:
+            InvalidArgumentError: There is no such way to draft, or the model cannot verify drafts.
+        """
+        return self._speculator.params(value)
 
 
 def _lasting(name: Any) -> Any:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pyllm.core.adapter import LoraAdapter
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.errors import AdapterError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from pyllm.completion.host import CallLock
 
 AdapterPath: TypeAlias = str | os.PathLike[str]
 Lora: TypeAlias = (
@@ -26,8 +29,7 @@ class LoraMethods:
 
     model: Model
     context: Context
-    _acquire: Callable[[Any], None]
-    _release: Callable[[], None]
+    _calls: CallLock
     _loras: dict[str, LoraAdapter]
 
     @property
@@ -50,8 +52,7 @@ class LoraMethods:
             AdapterError: It is no LoRA adapter, or not one for this model. The adapters in use stay as they were.
             InvalidArgumentError: A scale is no number.
         """
-        self._acquire(None)
-        try:
+        with self._calls.held():
             wanted: dict[LoraAdapter, float] = {}
             for path, scale in lora_pairs(lora):
                 adapter = self._load_lora(path)
@@ -60,8 +61,6 @@ class LoraMethods:
                 if scale:
                     wanted[adapter] = scale
             self.context.set_adapters(wanted)
-        finally:
-            self._release()
 
     def _load_lora(self, path: AdapterPath) -> LoraAdapter:
         from pyllm import hub

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pyllm.chat.types import ChatChoice, ChatCompletion
-    from pyllm.types import Choice, Completion
+    from pyllm.types import Completion
 
 _TEXT = '<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{}</div>'
 _NOTE = '<div style="opacity:.7;font-size:85%">{}</div>'
@@ -19,15 +18,15 @@ _NOTE = '<div style="opacity:.7;font-size:85%">{}</div>'
 
 def completion(result: Completion) -> str:
     """A text completion: its texts, and how they came about."""
-    return _whole(result, [_TEXT.format(escape(choice.text)) for choice in result.choices])
+    return _whole(result, result.choices, [_TEXT.format(escape(choice.text)) for choice in result.choices])
 
 
-def chat(result: ChatCompletion) -> str:
-    """A chat completion: reasoning folded up, content, and calls of tools."""
-    return _whole(result, [_answer(choice) for choice in result.choices])
+def chat(result: Any) -> str:
+    """A ChatCompletion: reasoning folded up, content, and calls of tools."""
+    return _whole(result, result.choices, [_answer(choice) for choice in result.choices])
 
 
-def _answer(choice: ChatChoice) -> str:
+def _answer(choice: Any) -> str:
     message, parts = choice.message, []
     if message.reasoning_content:
         thought = _TEXT.format(escape(message.reasoning_content))
@@ -39,8 +38,7 @@ def _answer(choice: ChatChoice) -> str:
     return "".join(parts)
 
 
-def _whole(result: Completion | ChatCompletion, texts: list[str]) -> str:
-    choices: Sequence[Choice | ChatChoice] = result.choices
+def _whole(result: Any, choices: Sequence[Any], texts: list[str]) -> str:
     several = len(choices) > 1
     parts = []
     for choice, text in zip(choices, texts, strict=True):

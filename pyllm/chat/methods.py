@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pyllm.chat.run import ToolRun
     from pyllm.chat.tools import Tool
     from pyllm.chat.types import ChatChunk, ChatCompletion
-    from pyllm.llama import Llama
+    from pyllm.completion.host import CompletionHost
 
 
 class ChatMethods:
@@ -86,7 +86,7 @@ class ChatMethods:
             return self.stream_chat(messages, **arguments)
         from pyllm.chat.session import ChatSession
 
-        with ChatSession(cast("Llama", self), messages, arguments) as session:
+        with ChatSession(cast("CompletionHost", self), messages, arguments) as session:
             return session.finish()
 
     def stream_chat(self, messages: Messages, **arguments: Any) -> Iterator[ChatChunk]:
@@ -98,7 +98,7 @@ class ChatMethods:
         """
         from pyllm.chat.session import ChatSession
 
-        session = ChatSession(cast("Llama", self), messages, arguments, streamed=True)
+        session = ChatSession(cast("CompletionHost", self), messages, arguments, streamed=True)
 
         def chunks() -> Iterator[ChatChunk]:
             with session:
@@ -111,14 +111,14 @@ class ChatMethods:
         from pyllm.chat.session import ChatSession
         from pyllm.completion import asynchronous
 
-        return await asynchronous.complete(ChatSession(cast("Llama", self), messages, arguments))
+        return await asynchronous.complete(ChatSession(cast("CompletionHost", self), messages, arguments))
 
     def astream_chat(self, messages: Messages, **arguments: Any) -> AsyncIterator[ChatChunk]:
         """As :meth:`stream_chat`, for ``async for``; a cancelled task aborts it within a step."""
         from pyllm.chat.session import ChatSession
         from pyllm.completion import asynchronous
 
-        return asynchronous.stream(ChatSession(cast("Llama", self), messages, arguments, streamed=True))
+        return asynchronous.stream(ChatSession(cast("CompletionHost", self), messages, arguments, streamed=True))
 
     def run_tools(
         self,
@@ -149,7 +149,7 @@ class ChatMethods:
         """
         from pyllm.chat.run import run_tools
 
-        return run_tools(cast("Llama", self), messages, tools, max_rounds, arguments)
+        return run_tools(self.create_chat_completion, messages, tools, max_rounds, arguments)
 
     def preload(self, prompt: str | Messages, **arguments: Any) -> Usage:
         """Compute the beginning of what will be asked, so that the next call has less to do.
@@ -168,4 +168,4 @@ class ChatMethods:
         """
         from pyllm.chat.preload import preload
 
-        return preload(cast("Llama", self), prompt, arguments)
+        return preload(cast("CompletionHost", self), prompt, arguments)

@@ -10,12 +10,12 @@ from pyllm.completion.session import CompletionSession
 from pyllm.types import Usage
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama
+    from pyllm.completion.host import CompletionHost
 
 _ARGUMENTS = ("tools", "chat_template", "chat_template_kwargs", "enable_thinking")
 
 
-def preload(llama: Llama, prompt: str | Messages, arguments: dict[str, Any]) -> Usage:
+def preload(llama: CompletionHost, prompt: str | Messages, arguments: dict[str, Any]) -> Usage:
     """See :meth:`pyllm.Llama.preload`."""
     if isinstance(prompt, str):
         if arguments:

@@ -23,7 +23,7 @@ from pyllm.params import unknown_argument
 from pyllm.structured import Form, Grammar, form_of
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama
+    from pyllm.completion.host import GenerationHost
 
 _DEFAULTS: dict[str, Any] = {
     "tools": None,
@@ -56,7 +56,7 @@ class ChatRequest:
     """What a call asks for.
 
     Args:
-        llama: Whom it asks.
+        host: The Llama or the Engine that it asks.
         messages: The chat so far.
         arguments: See :meth:`pyllm.Llama.create_chat_completion`.
 
@@ -73,15 +73,15 @@ class ChatRequest:
         ChatTemplateError: The template refuses the messages.
     """
 
-    def __init__(self, llama: Llama, messages: Messages, arguments: dict[str, Any]) -> None:
+    def __init__(self, host: GenerationHost, messages: Messages, arguments: dict[str, Any]) -> None:
         known = [*_DEFAULTS, *(name for name in argument_names() if name not in _NOT_HERE)]
         for name in arguments:
             if name not in known:
                 raise unknown_argument(name, [*known, "stream"], "a chat")
         own = {**_DEFAULTS, **{name: value for name, value in arguments.items() if name in _DEFAULTS}}
         self._own = own
-        self._llama = llama
-        self._store = template_store(llama)
+        self._vocab = host.vocab
+        self._store = template_store(host)
         self._templates = self._store.get(own["chat_template"])
         self._messages = self._with_prefix(plain_messages(messages))
         self.tools = as_tools(own["tools"])
@@ -96,7 +96,7 @@ class ChatRequest:
         self._generic: GenericCalls | None = None
         self.prompt = self._apply()
         self._reader = self._answer_prompt()
-        self.ids: NDArray[np.int32] = self.prompt.tokenize_array(llama.vocab)
+        self.ids: NDArray[np.int32] = self.prompt.tokenize_array(host.vocab)
         self.markers = self._markers()
         self.given = self._given()
         self._form_from_start = False
@@ -358,7 +358,7 @@ class ChatRequest:
             return []
         ids = self._tokens(text)
         # Some tokenizers put a space before a text that begins with a control token.
-        first = self._llama.vocab.token_to_piece(ids[0])
+        first = self._vocab.token_to_piece(ids[0])
         return ids[1:] if first[:1].isspace() and not text[0].isspace() else ids
 
     def _grammar(self, preserved: tuple[int, ...]) -> tuple[Grammar | None, bool]:
@@ -384,7 +384,7 @@ class ChatRequest:
         return Grammar(rules, trigger_patterns=tuple(patterns), trigger_tokens=tuple(tokens)), False
 
     def _tokens(self, text: str) -> list[int]:
-        return self._llama.vocab.tokenize(text, add_special=False, parse_special=True)
+        return self._vocab.tokenize(text, add_special=False, parse_special=True)
 
 
 # As common_sampler_init makes regular expressions of triggers.
@@ -395,14 +395,14 @@ _PATTERNS: dict[str, Callable[[str], str]] = {
 }
 
 
-def template_store(llama: Llama) -> TemplateStore:
-    """The templates of a Llama."""
-    store = llama.__dict__.get("_template_store")
+def template_store(host: GenerationHost) -> TemplateStore:
+    """The templates of a Llama or an Engine."""
+    own = vars(host)
+    store: TemplateStore | None = own.get("_template_store")
     if store is None:
-        store = llama.__dict__.setdefault(
-            "_template_store", TemplateStore(llama.model, getattr(llama, "chat_template", None))
-        )
-    return store  # type: ignore[no-any-return]
+        # Two threads that come at once get the same one.
+        store = own.setdefault("_template_store", TemplateStore(host.model, own.get("chat_template")))
+    return store
 
 
 def _top_logprobs(logprobs: Any, top: Any) -> int | None:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pyllm.chat.messages import Messages
 from pyllm.chat.tools import Tool, as_tools, check_choice
 from pyllm.chat.types import ChatCompletion, Message
 from pyllm.errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from pyllm.llama import Llama
 
 
 @dataclass(frozen=True)
@@ -40,13 +37,21 @@ class ToolRun:
 
 
 def run_tools(
-    llama: Llama,
+    complete: Callable[..., ChatCompletion],
     messages: Messages,
     tools: Sequence[Callable[..., Any] | Tool | Mapping[str, Any]],
     max_rounds: int,
     arguments: dict[str, Any],
 ) -> ToolRun:
-    """See :meth:`pyllm.Llama.run_tools`."""
+    """See :meth:`pyllm.Llama.run_tools`.
+
+    Args:
+        complete: Answers messages, as :meth:`pyllm.Llama.create_chat_completion`.
+        messages: The chat so far.
+        tools: Python functions, and others.
+        max_rounds: After so many answers with calls, the model has to answer without.
+        arguments: Other arguments of `complete`.
+    """
     if isinstance(max_rounds, bool) or not isinstance(max_rounds, numbers.Integral) or max_rounds < 1:
         raise InvalidArgumentError(f"max_rounds must be an integer of at least 1, not {max_rounds!r}")
     for name in ("stream", "n", "best_of"):
@@ -59,7 +64,7 @@ def run_tools(
     chat: list[Message | Mapping[str, Any]] = list(messages)
     rounds = 0
     while True:
-        completion = llama.create_chat_completion(chat, tools=offered, tool_choice=choice, **arguments)
+        completion = complete(chat, tools=offered, tool_choice=choice, **arguments)
         chat.append(completion.message)
         calls = completion.tool_calls
         ours = all(call.name in by_name and by_name[call.name].function is not None for call in calls)

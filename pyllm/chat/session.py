@@ -13,7 +13,7 @@ from pyllm.completion.session import CompletionSession
 from pyllm.conversation.fit import told_messages
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama
+    from pyllm.completion.host import CompletionHost
 
 
 class ChatSession:
@@ -26,7 +26,9 @@ class ChatSession:
         streamed: Whether it is read piece by piece.
     """
 
-    def __init__(self, llama: Llama, messages: Messages, arguments: dict[str, Any], *, streamed: bool = False) -> None:
+    def __init__(
+        self, llama: CompletionHost, messages: Messages, arguments: dict[str, Any], *, streamed: bool = False
+    ) -> None:
         self.request = ChatRequest(llama, told_messages(llama, messages, arguments), arguments)
         self.session = CompletionSession(llama, self.request.ids, self.request.completion_arguments, streamed=streamed)
         self.reading = Reading(self.request)

@@ -9,22 +9,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyllm.cli.chat_session import Session, session_names, session_path
+from pyllm.cli.chat_session import Session, session_names, session_path, setting_names
 from pyllm.errors import InvalidArgumentError, UnknownArgumentError
 
 if TYPE_CHECKING:
     from pyllm.cli.chat_loop import Chat
 
-# What can be set beside the fields of SamplingParams.
-_OTHER_SETTINGS = (
-    "max_tokens",
-    "stop",
-    "enable_thinking",
-    "reasoning_format",
-    "reasoning_budget",
-    "json_schema",
-    "chat_template_kwargs",
-)
 _NONE = ("default", "none", "off")
 _SWITCHES = ("enable_thinking",)  # of which "off" is a value
 
@@ -76,13 +66,6 @@ def candidates(chat: Chat, line: str) -> Iterable[str]:
     elif name in ("/load", "/save"):
         choices = session_names()
     return [choice for choice in choices if choice.startswith(rest)]
-
-
-def setting_names() -> list[str]:
-    """Everything that `/set` can change."""
-    from pyllm.params import SamplingParams, field_names
-
-    return sorted([*field_names(SamplingParams), *_OTHER_SETTINGS])
 
 
 def _help(chat: Chat, rest: str) -> None:

@@ -16,6 +16,17 @@ from pyllm.extras import missing
 
 _FORMAT = "pyllm chat session"
 _VERSION = 1
+
+# What `/set` knows beside the sampling parameters.
+_OTHER_SETTINGS = (
+    "max_tokens",
+    "stop",
+    "enable_thinking",
+    "reasoning_format",
+    "reasoning_budget",
+    "json_schema",
+    "chat_template_kwargs",
+)
 _NAME = re.compile(r"[\w][\w.-]{0,99}")
 _ROLES = ("system", "user", "assistant", "tool")
 
@@ -121,11 +132,16 @@ class Session:
         messages, settings = value.get("messages"), value.get("settings")
         if not isinstance(messages, list) or not all(map(_is_message, messages)) or not isinstance(settings, dict):
             raise SessionError(f"{path} is damaged: it must hold a list of messages and settings")
-        from pyllm.cli.chat_commands import setting_names
-
         if unknown := sorted(set(settings) - set(setting_names())):
             raise SessionError(f"{path} is damaged: /set knows no {unknown[0]!r}")
         return cls(messages, settings)
+
+
+def setting_names() -> list[str]:
+    """Everything that `/set` can change."""
+    from pyllm.params import SamplingParams, field_names
+
+    return sorted([*field_names(SamplingParams), *_OTHER_SETTINGS])
 
 
 def _is_message(value: Any) -> bool:

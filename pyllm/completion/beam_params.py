@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pyllm.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from pyllm.completion.request import CompletionRequest
     from pyllm.core.model import Model
 
 EarlyStopping = bool | Literal["never"]
@@ -96,19 +95,18 @@ def beam_params(own: Mapping[str, Any], sampling: Mapping[str, Any]) -> BeamPara
     return BeamParams(int(count), float(penalty), False if early is None else early)
 
 
-def check_request(request: CompletionRequest, model: Model) -> None:
+def check_request(beams: BeamParams, limit: int, processors: Iterable[object], model: Model) -> None:
     """Refuse what a beam search cannot do, as far as the context plays no part in it.
 
     Raises:
         InvalidArgumentError: The model has an encoder, a processor has a state, or no tokens are asked for.
     """
-    assert request.beams is not None
-    asked = f"a beam search (num_beams={request.beams.num_beams})"
+    asked = f"a beam search (num_beams={beams.num_beams})"
     if model.has_encoder:
         raise InvalidArgumentError(f"{asked} needs a model without an encoder; this is {model.path!r}")
-    if request.limit < 1:
+    if limit < 1:
         raise InvalidArgumentError(f"{asked} needs max_tokens of at least 1")
-    for processor in request.processors:
+    for processor in processors:
         if hasattr(processor, "reset") or hasattr(processor, "clone"):
             raise InvalidArgumentError(
                 f"{asked} cannot be combined with the logits processor {processor!r}: it has a state, which belongs to "

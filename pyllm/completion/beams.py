@@ -24,8 +24,8 @@ from pyllm.processors.base import process, read_only
 from pyllm.types import FinishReason
 
 if TYPE_CHECKING:
+    from pyllm.completion.host import Call, CompletionHost
     from pyllm.completion.request import CompletionRequest
-    from pyllm.completion.session import CompletionSession
     from pyllm.core.context import Context
 
 
@@ -325,28 +325,30 @@ class BeamRun:
     """Searches in the context of a Llama.
 
     Args:
-        session: The request, the Llama that is held for it, and whether it was aborted.
+        host: The Llama, whose CallLock the call has.
+        request: What was asked for.
+        call: Says whether it was aborted.
     """
 
-    def __init__(self, session: CompletionSession) -> None:
-        self.session = session
+    def __init__(self, host: CompletionHost, request: CompletionRequest, call: Call) -> None:
+        self.host, self.request, self.call = host, request, call
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
 
     def finish(self) -> list[Finished]:
         """The best texts, the best first."""
-        session, context = self.session, self.session.llama.context
-        decoder = BeamDecoder(session.request, context)
+        call = self.call
+        decoder = BeamDecoder(self.request, self.host.context)
         started = time.perf_counter()
         try:
-            if not session.aborted:
-                self.cached = compute_prompt(session)
+            if not call.aborted:
+                self.cached = compute_prompt(self.host, self.request, call.owner)
                 decoder.begin()
             self.prompt_ms = 1000 * (time.perf_counter() - started)
-            while not (decoder.search.done or session.aborted):
+            while not (decoder.search.done or call.aborted):
                 decoder.step()
         except DecodeAborted:
-            if not session.aborted:
+            if not call.aborted:
                 raise
         self.generation_ms = 1000 * (time.perf_counter() - started) - self.prompt_ms
         if not decoder.search.done:
@@ -356,7 +358,6 @@ class BeamRun:
 
     def _tidy(self, tokens: tuple[int, ...] | None) -> None:
         """Keep what sequence 0 has for the next prompt, and remove the others."""
-        session = self.session
-        session.llama.context.memory.keep(0)
-        if tokens is not None and not session.aborted:
-            session.llama._cache.remember(np.concatenate([session.request.ids, np.array(tokens, np.int32)]))
+        self.host.context.memory.keep(0)
+        if tokens is not None and not self.call.aborted:
+            self.host._cache.remember(np.concatenate([self.request.ids, np.array(tokens, np.int32)]))

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numbers
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.core.context import Context
 from pyllm.core.generation import Generation
 from pyllm.errors import InvalidArgumentError
-
-if TYPE_CHECKING:
-    from pyllm.llama import Llama
 
 OverflowRule = Literal["error", "shift", "truncate_middle"]
 RULES: tuple[str, ...] = get_args(OverflowRule)
@@ -28,7 +26,7 @@ class Overflow:
     """The rule of one call.
 
     Args:
-        llama: Whom the call asks.
+        context: The context that the call computes in.
         rule: "error": a prompt that does not fit is an error, and a text ends where the context is full. "shift":
             when the context is full, the first `n_keep` tokens stay, half of the rest is forgotten, and the text
             goes on. "truncate_middle": of a prompt that does not fit with its answer, the first `n_keep` tokens
@@ -40,7 +38,7 @@ class Overflow:
         InvalidArgumentError: There is no such rule, n_keep is out of range, or the memory of the model cannot shift.
     """
 
-    def __init__(self, llama: Llama, rule: Any = "error", n_keep: Any = None) -> None:
+    def __init__(self, context: Context, rule: Any = "error", n_keep: Any = None) -> None:
         if rule not in RULES:
             raise InvalidArgumentError(f"overflow must be one of {', '.join(map(repr, RULES))}, not {rule!r}")
         if n_keep is not None:
@@ -52,9 +50,9 @@ class Overflow:
                 raise InvalidArgumentError(
                     f"n_keep={n_keep} would have no effect: it belongs to overflow='shift' and 'truncate_middle'"
                 )
-        if rule != "error" and llama.model.has_encoder:
+        if rule != "error" and context.model.has_encoder:
             raise InvalidArgumentError(f"overflow={rule!r} is for models whose prompt stands before the answer")
-        if rule == "shift" and not llama.context.memory.can_shift:
+        if rule == "shift" and not context.memory.can_shift:
             raise InvalidArgumentError(
                 "overflow='shift' cannot be used here: positions cannot be changed in the memory of this model with "
                 "these settings (of a model with a sliding window they can with swa_full=True, and not with "
@@ -62,8 +60,8 @@ class Overflow:
             )
         self.rule = rule
         self.n_keep: int | None = n_keep
-        self.n_ctx = llama.context.n_ctx_seq
-        self._bos = llama.vocab.bos
+        self.n_ctx = context.n_ctx_seq
+        self._bos = context.model.vocab.bos
 
     def keep(self, ids: NDArray[np.int32]) -> int:
         """How many tokens of a prompt stay.

@@ -16,10 +16,12 @@ from pyllm.errors import DecodeAborted, NoKVSlotError
 from pyllm.types import FinishReason
 
 if TYPE_CHECKING:
-    from pyllm.completion.session import CompletionSession
+    from pyllm.completion.host import Call, CompletionHost
+    from pyllm.completion.request import CompletionRequest
+    from pyllm.core.context import Context
 
 
-def compute_prompt(session: CompletionSession) -> int:
+def compute_prompt(host: CompletionHost, request: CompletionRequest, owner: str | None) -> int:
     """Compute the prompt in sequence 0, with the logits of its last token; the other sequences become empty.
 
     Returns:
@@ -28,10 +30,10 @@ def compute_prompt(session: CompletionSession) -> int:
     Raises:
         DecodeAborted: The decode was aborted.
     """
-    request, context, cache = session.request, session.llama.context, session.llama._cache
+    context, cache = host.context, host._cache
     if not request.cache_prompt:
         cache.forget()
-    cached = cache.reuse(request.ids, session.owner)
+    cached = cache.reuse(request.ids, owner)
     cache.vacate()
     for start in range(cached, len(request.ids), context.n_batch):
         part = request.ids[start : start + context.n_batch]
@@ -45,25 +47,26 @@ class ParallelRun:
     """Generates all texts of a request at once.
 
     Args:
-        session: The request, the Llama that is held for it, and whether it was aborted.
+        host: The Llama, whose CallLock the call has.
+        request: What was asked for.
+        call: Says whether it was aborted.
     """
 
-    def __init__(self, session: CompletionSession) -> None:
-        self.session = session
-        self.context = session.llama.context
-        self.texts = [RowText(session.request, index) for index in range(session.request.best_of)]
+    def __init__(self, host: CompletionHost, request: CompletionRequest, call: Call) -> None:
+        self.host, self.request, self.call = host, request, call
+        self.context = host.context
+        self.texts = [RowText(request, index) for index in range(request.best_of)]
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
 
     @staticmethod
-    def suits(session: CompletionSession) -> bool:
+    def suits(request: CompletionRequest, context: Context) -> bool:
         """Whether the context has room for all texts at once, and nothing needs them one after another."""
-        request, context = session.request, session.llama.context
         count, n_prompt, limit = request.best_of, len(request.ids), request.limit
         if count == 1 or count > context.n_seq_max or count > context.n_batch or limit == 0:
             return False
         # Processors may have a state, and a prompt with log-probabilities is computed in another way.
-        if request.processors or request.stopping_criteria or request.echo or session.llama.model.has_encoder:
+        if request.processors or request.stopping_criteria or request.echo or context.model.has_encoder:
             return False
         if request.overflow.rule == "shift":
             return False
@@ -106,12 +109,12 @@ class ParallelRun:
 
     def _start(self) -> list[RowText]:
         """Compute the prompt once, share it, and choose the first token of each text."""
-        if self.session.aborted:
+        if self.call.aborted:
             return self._end(self.texts, "abort")
         try:
-            self.cached = compute_prompt(self.session)
+            self.cached = compute_prompt(self.host, self.request, self.call.owner)
         except DecodeAborted:
-            if not self.session.aborted:
+            if not self.call.aborted:
                 raise
             return self._end(self.texts, "abort")
         for text in self.texts:
@@ -121,9 +124,9 @@ class ParallelRun:
 
     def _step(self, alive: list[RowText]) -> list[RowText]:
         """Decode a token of each text, and choose the next ones; those that go on are returned."""
-        if self.session.aborted:
+        if self.call.aborted:
             return self._end(alive, "abort")
-        n_prompt = len(self.session.request.ids)
+        n_prompt = len(self.request.ids)
         try:
             self.context.decode(
                 Batch.from_arrays(
@@ -136,7 +139,7 @@ class ParallelRun:
         except NoKVSlotError:
             return self._end(alive, "length")
         except DecodeAborted:
-            if not self.session.aborted:
+            if not self.call.aborted:
                 raise
             return self._end(alive, "abort")
         return self._choose(alive, list(range(len(alive))))
@@ -158,7 +161,7 @@ class ParallelRun:
 
     def _tidy(self) -> None:
         """Keep the first text for the next prompt, and remove the others."""
-        if not self.session.aborted:
+        if not self.call.aborted:
             self.context.memory.keep(0)
             first = np.array(self.texts[0].tokens, np.int32)
-            self.session.llama._cache.remember(np.concatenate([self.session.request.ids, first]))
+            self.host._cache.remember(np.concatenate([self.request.ids, first]))

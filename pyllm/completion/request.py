@@ -26,7 +26,7 @@ from pyllm.processors.base import as_processors
 from pyllm.sampling import build_chain, new_seed
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama, Tokens
+    from pyllm.completion.host import GenerationHost, Tokens
     from pyllm.structured import Form
 
 StoppingCriterion = Callable[[NDArray[np.int32], NDArray[np.float32]], object]
@@ -67,7 +67,7 @@ class CompletionRequest:
     """What a call asks for.
 
     Args:
-        llama: Whom it asks.
+        host: The Llama or the Engine that it asks.
         prompt: Text or token ids.
         arguments: See :meth:`pyllm.Llama.create_completion`.
 
@@ -76,7 +76,7 @@ class CompletionRequest:
         UnknownArgumentError: There is no such argument.
     """
 
-    def __init__(self, llama: Llama, prompt: str | bytes | Tokens, arguments: dict[str, Any]) -> None:
+    def __init__(self, host: GenerationHost, prompt: str | bytes | Tokens, arguments: dict[str, Any]) -> None:
         known = field_names(SamplingParams)
         for name in arguments:
             if name not in known and name not in _DEFAULTS:
@@ -92,27 +92,27 @@ class CompletionRequest:
                 f"a sampler was given, which would leave {', '.join(sorted(sampling))} without effect; "
                 "put such samplers into its chain instead"
             )
-        self.vocab = llama.vocab
+        self.vocab = host.vocab
         self.params = SamplingParams(**sampling)
-        seed = self.params.seed if self.params.seed is not None else llama.seed
+        seed = self.params.seed if self.params.seed is not None else host.seed
         self.seed = new_seed() if seed is None else seed
         self.max_tokens = _max_tokens(own["max_tokens"])
         self.stop = _stop(own["stop"])
         self.echo = bool(own["echo"])
         special = own["special"]
         self.special: bool | tuple[int, ...] = (
-            special if isinstance(special, bool) else tuple(llama.vocab.as_token_array(special).tolist())
+            special if isinstance(special, bool) else tuple(host.vocab.as_token_array(special).tolist())
         )
         self.processors = as_processors(own["logits_processor"])
         self.stopping_criteria = _criteria(own["stopping_criteria"])
         # Prompts that are computed in other portions are rounded otherwise: by default nobody must be able to tell.
         greedy = self.params.temperature == 0 or self.beams is not None
         repeatable = seed is not None or greedy or self.sampler is not None
-        wanted: bool | None = llama.cache_prompt if own["cache_prompt"] is None else own["cache_prompt"]
+        wanted: bool | None = host.cache_prompt if own["cache_prompt"] is None else own["cache_prompt"]
         self.cache_prompt = not repeatable if wanted is None else bool(wanted)
         self.logprobs: int | None = own["logprobs"]
         if self.logprobs is not None:
-            _check_count("logprobs", self.logprobs, 0, len(llama.vocab))
+            _check_count("logprobs", self.logprobs, 0, len(host.vocab))
         most = None if self.beams is None else self.beams.num_beams
         self.n: int = _check_count(*_number_of_texts(own), 1, most)
         self.best_of: int = self.n if own["best_of"] is None else _check_count("best_of", own["best_of"], self.n, None)
@@ -120,8 +120,8 @@ class CompletionRequest:
             raise InvalidArgumentError("several texts need a seed for each: describe the sampler by arguments instead")
 
         with _encoded("the prompt"):
-            ids = _prompt_ids(llama, prompt, own["suffix"], own["spm_infill"])
-        self.overflow = Overflow(llama, own["overflow"], own["n_keep"])
+            ids = _prompt_ids(host, prompt, own["suffix"], own["spm_infill"])
+        self.overflow = Overflow(host.context, own["overflow"], own["n_keep"])
         self.ids = self.overflow.fit(ids, self.max_tokens)
         if own["suffix"] is not None and len(self.ids) < len(ids):
             raise InvalidArgumentError(
@@ -129,16 +129,16 @@ class CompletionRequest:
                 f"overflow={self.overflow.rule!r} would cut off the tokens that say what is which: shorten them"
             )
         # Beams branch at every token: nothing is drafted for them.
-        self.speculation = None if self.beams is not None else llama._speculation(own["speculative"])
-        self.room = _room(llama, len(self.ids))
+        self.speculation = None if self.beams is not None else host.speculation_params(own["speculative"])
+        self.room = _room(host, len(self.ids))
         if self.beams is not None:
-            check_request(self, llama.model)
-        self.prompt_text = _prompt_text(llama, prompt, self.ids) if self.echo else ""
+            check_request(self.beams, self.limit, self.processors, host.model)
+        self.prompt_text = _prompt_text(host, prompt, self.ids) if self.echo else ""
         with _encoded("a parameter of sampling"):
             self.first_chain = self.chain(0) if self.sampler is None else None  # its errors are raised now
         self.id = f"cmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.model = os.path.basename(llama.model.path)
+        self.model = os.path.basename(host.model.path)
 
     @property
     def limit(self) -> int:
@@ -243,36 +243,38 @@ def _encoded(what: str) -> Iterator[None]:
         raise InvalidArgumentError(f"{what} holds half of a surrogate pair, which is no character: {cause}") from None
 
 
-def _prompt_ids(llama: Llama, prompt: str | bytes | Tokens, suffix: Any, suffix_first: Any) -> NDArray[np.int32]:
+def _prompt_ids(
+    host: GenerationHost, prompt: str | bytes | Tokens, suffix: Any, suffix_first: Any
+) -> NDArray[np.int32]:
     if suffix_first and suffix is None:
         raise InvalidArgumentError("spm_infill=True would have no effect: it belongs to a suffix")
     if suffix is not None:
         if not isinstance(prompt, (str, bytes)) or not isinstance(suffix, (str, bytes)):
             raise InvalidArgumentError("with a suffix, prompt and suffix must be texts")
-        ids = infill_prompt(llama.vocab, prompt, suffix, suffix_first=bool(suffix_first))
+        ids = infill_prompt(host.vocab, prompt, suffix, suffix_first=bool(suffix_first))
     elif isinstance(prompt, (str, bytes)):
-        ids = llama.vocab.tokenize_array(prompt, add_special=True, parse_special=True)
+        ids = host.vocab.tokenize_array(prompt, add_special=True, parse_special=True)
     else:
-        ids = llama.vocab.as_token_array(prompt)
+        ids = host.vocab.as_token_array(prompt)
     if len(ids) == 0:
         raise InvalidArgumentError("the prompt is empty, and this model has no token to begin a text with")
     return ids
 
 
-def _room(llama: Llama, n_prompt: int) -> int:
-    n_ctx = llama.context.n_ctx_seq
+def _room(host: GenerationHost, n_prompt: int) -> int:
+    n_ctx = host.context.n_ctx_seq
     if n_prompt > n_ctx:
         raise InvalidArgumentError(
             f"the prompt has {n_prompt} tokens and the context holds n_ctx={n_ctx}; "
             "shorten it, or make the Llama with a larger n_ctx"
         )
     # An encoder-decoder's answer begins with a token of its own.
-    return n_ctx - 1 if llama.model.has_encoder else n_ctx - n_prompt
+    return n_ctx - 1 if host.model.has_encoder else n_ctx - n_prompt
 
 
-def _prompt_text(llama: Llama, prompt: Any, ids: NDArray[np.int32]) -> str:
+def _prompt_text(host: GenerationHost, prompt: Any, ids: NDArray[np.int32]) -> str:
     if isinstance(prompt, str):
         return prompt
     if isinstance(prompt, bytes):
         return prompt.decode("utf-8", "replace")
-    return llama.detokenize(ids)
+    return host.vocab.detokenize(ids, unparse_special=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyllm.completion.beams import BeamRun
 from pyllm.completion.cache import OWNER
+from pyllm.completion.host import Call
 from pyllm.completion.parallel import ParallelRun
 from pyllm.completion.pieces import Finished, Piece, as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
@@ -16,7 +17,7 @@ from pyllm.errors import ClosedError, InvalidArgumentError
 from pyllm.types import Chunk, Completion, Speculation
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama, Tokens
+    from pyllm.completion.host import CompletionHost, Tokens
 
 
 class CompletionSession:
@@ -30,7 +31,7 @@ class CompletionSession:
     """
 
     def __init__(
-        self, llama: Llama, prompt: str | bytes | Tokens, arguments: dict[str, Any], *, streamed: bool = False
+        self, llama: CompletionHost, prompt: str | bytes | Tokens, arguments: dict[str, Any], *, streamed: bool = False
     ) -> None:
         self.llama = llama
         self.request = CompletionRequest(llama, prompt, arguments)
@@ -44,13 +45,12 @@ class CompletionSession:
                 f"num_beams={self.request.beams.num_beams}: a beam search knows its texts when it is complete; "
                 "it cannot be streamed"
             )
-        self.owner = OWNER.get()
-        self.aborted = False
+        self.call = Call(OWNER.get())
         self.runs: list[SingleRun] = []
         self.parallel: ParallelRun | BeamRun | None = None
 
     def __enter__(self) -> CompletionSession:
-        self.llama._acquire(self)
+        self.llama._calls.acquire(self.call)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -63,7 +63,7 @@ class CompletionSession:
             # They know the session: it would hold itself, and the Llama, until the garbage is collected.
             self.runs, self.parallel = [], None
             self.llama._cache.settle()
-            self.llama._release()
+            self.llama._calls.release()
 
     def check_thread(self) -> None:
         """Refuse to be waited for by a thread that has an open stream of the Llama itself.
@@ -71,22 +71,23 @@ class CompletionSession:
         Raises:
             StreamOpenError: It has.
         """
-        self.llama._refuse_open_stream()
+        self.llama._calls.refuse_open_stream()
 
     def abort(self) -> None:
         """End it as soon as possible; takes no lock that is held for long."""
-        self.llama._abort(self)
+        self.llama._calls.abort(self.call)
 
     def finish(self) -> Completion:
         """Generate all of it."""
-        if self.request.beams is not None or ParallelRun.suits(self):
-            self.parallel = ParallelRun(self) if self.request.beams is None else BeamRun(self)
+        if self.request.beams is not None or ParallelRun.suits(self.request, self.llama.context):
+            run = ParallelRun if self.request.beams is None else BeamRun
+            self.parallel = run(self.llama, self.request, self.call)
             return self._completion(self.parallel.finish())
         return self._completion([run.finish() for run in self._single_runs()])
 
     def tokens(self) -> Iterator[int]:
         """The ids of the first text's tokens, one after the other."""
-        self.runs.append(SingleRun(self))
+        self.runs.append(SingleRun(self.llama, self.request, self.call))
         yield from self.runs[0].tokens()
 
     def chunks(self) -> Iterator[Chunk]:
@@ -103,12 +104,12 @@ class CompletionSession:
 
     def _single_runs(self) -> Iterator[SingleRun]:
         for index in range(self.request.best_of):
-            self.runs.append(SingleRun(self, index))
+            self.runs.append(SingleRun(self.llama, self.request, self.call, index))
             yield self.runs[-1]
 
     def _pieces(self) -> Iterator[Piece]:
-        if ParallelRun.suits(self):
-            parallel = self.parallel = ParallelRun(self)
+        if ParallelRun.suits(self.request, self.llama.context):
+            parallel = self.parallel = ParallelRun(self.llama, self.request, self.call)
             yield from parallel.pieces()
             return
         for run in self._single_runs():

@@ -20,20 +20,22 @@ from pyllm.sampling import accept_prompt
 from pyllm.types import FinishReason, Speculation
 
 if TYPE_CHECKING:
-    from pyllm.completion.session import CompletionSession
+    from pyllm.completion.host import Call, CompletionHost
+    from pyllm.completion.request import CompletionRequest
 
 
 class SingleRun:
     """Generates one text.
 
     Args:
-        session: The request, the Llama that is held for it, and whether it was aborted.
+        host: The Llama, whose CallLock the call has.
+        request: What was asked for.
+        call: Says whether it was aborted.
         index: Which of the texts.
     """
 
-    def __init__(self, session: CompletionSession, index: int = 0) -> None:
-        request = session.request
-        self.session, self.request, self.llama, self.index = session, request, session.llama, index
+    def __init__(self, host: CompletionHost, request: CompletionRequest, call: Call, index: int = 0) -> None:
+        self.llama, self.request, self.call, self.index = host, request, call, index
         self.chain = request.first_chain if index == 0 else request.chain(index)
         self.recorder = (
             None if request.records is None else Recorder(self.llama.vocab, request.records, request.special)
@@ -53,11 +55,11 @@ class SingleRun:
         started = time.perf_counter()
         reset(self.request.processors)
         try:
-            if self.session.aborted:
+            if self.call.aborted:
                 raise DecodeAborted("aborted before it began")
             self.generation = self._encoded() if self.llama.model.has_encoder else self._prefilled()
         except DecodeAborted:
-            if not self.session.aborted:
+            if not self.call.aborted:
                 raise
             self.ended = "abort"
             return None
@@ -73,7 +75,7 @@ class SingleRun:
         scores_prompt = request.echo and self.recorder is not None
         if scores_prompt or not request.cache_prompt or self._drafts_from_features:
             cache.forget()
-        self.cached = cache.reuse(ids, self.session.owner)
+        self.cached = cache.reuse(ids, self.call.owner)
         start = self.cached
         if scores_prompt and self.recorder is not None:
             cache.vacate()
@@ -86,12 +88,12 @@ class SingleRun:
 
     @property
     def _drafts_from_features(self) -> bool:
-        speculator, params = self.llama._speculator, self.request.speculation
+        speculator, params = self.llama._speculator.speculator, self.request.speculation
         return speculator is not None and params is not None and speculator.reads_features(params)
 
     def _new_generation(self, past: NDArray[np.int32]) -> Generation:
         """A text that goes on where the memory has these tokens."""
-        request, speculator = self.request, self.llama._speculator
+        request, speculator = self.request, self.llama._speculator.speculator
         options: dict[str, Any] = {"stop": request.stop, "special": request.special}
         if request.speculation is None or speculator is None or (len(past) and self._drafts_from_features):
             return Generation(self.llama.context, self._sampler(), **options)
@@ -143,10 +145,10 @@ class SingleRun:
                     if not self._make_room(generation):
                         break  # the context is full: the text ends here, by length
         except DecodeAborted:
-            if not self.session.aborted:
+            if not self.call.aborted:
                 raise
         self.generation_ms += 1000 * (time.perf_counter() - started)
-        if self.session.aborted and generation.n_generated < self.request.limit:
+        if self.call.aborted and generation.n_generated < self.request.limit:
             self.ended = "abort"
 
     def tokens(self) -> Iterator[int]:
@@ -161,7 +163,7 @@ class SingleRun:
             ids = np.concatenate([ids, np.zeros(min(limit, self.llama.context.n_ctx), np.int32)])
         filled = len(request.ids)
         while generation.n_generated < limit and generation.finish_reason is None and self.ended is None:
-            if self.session.aborted:
+            if self.call.aborted:
                 self.ended = "abort"
                 return
             if watched and filled == len(ids):
@@ -191,7 +193,7 @@ class SingleRun:
             # Processors have not run yet: it is the decode before them that found no room.
             return self._step(generation, ids) if self._make_room(generation) else None
         except DecodeAborted:
-            if not self.session.aborted:
+            if not self.call.aborted:
                 raise
             self.ended = "abort"
             return None

@@ -7,26 +7,51 @@ import copy
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.cache import OWNER, common_length
+from pyllm.completion.host import CompletionHost
 from pyllm.conversation import file, fit
 from pyllm.conversation.record import Record, answer_of, check_arguments, check_rule, plain
 from pyllm.conversation.text import TextHistory, generated, tokens_behind
 from pyllm.core.introspection import not_pickled
-from pyllm.errors import ClosedError, InvalidArgumentError
+from pyllm.errors import ClosedError, InvalidArgumentError, StreamOpenError
 
 if TYPE_CHECKING:
     from pyllm.chat.types import ChatChunk, ChatCompletion
-    from pyllm.llama import Llama, Tokens
+    from pyllm.completion.host import Tokens
+    from pyllm.params import ContextParams
     from pyllm.types import Completion
 
     Said = str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
 T = TypeVar("T")
+
+
+class ConversationHost(CompletionHost, Protocol):
+    """What a conversation needs of its Llama.
+
+    Attributes:
+        context_params: How the context was made.
+    """
+
+    context_params: ContextParams
+    _conversations: dict[str, Record]
+
+    @property
+    def create_completion(self) -> Callable[..., Any]:
+        """Continues a prompt."""
+
+    @property
+    def create_chat_completion(self) -> Callable[..., Any]:
+        """Answers messages."""
+
+    def _facts(self) -> file.ModelFacts: ...
+
+    def _add_conversation(self, record: Record) -> Conversation: ...
 
 
 class Conversation:
@@ -40,7 +65,7 @@ class Conversation:
     It keeps its Llama, and the Llama keeps what was said: one that nobody has any more is found again by its name.
     """
 
-    def __init__(self, llama: Llama, record: Record) -> None:
+    def __init__(self, llama: ConversationHost, record: Record) -> None:
         self._llama = llama
         self._record = record
 
@@ -202,10 +227,9 @@ class Conversation:
 
     def abort(self) -> None:
         """End the turn that is running, in another thread or as an open stream; see :meth:`pyllm.Llama.abort`."""
-        with self._llama._abort_lock:
-            running = self._llama._running
-        if running is not None and getattr(running, "owner", None) == self.name:
-            running.abort()
+        running = self._llama._calls.running
+        if running is not None and running.owner == self.name:
+            self._llama._calls.abort(running)
 
     # ---- the whole of it
 
@@ -234,7 +258,7 @@ class Conversation:
 
     def reset(self) -> None:
         """Begin anew: nothing but what the system said first is left."""
-        with self._held(), self._llama_held():
+        with self._held(), self._llama._calls.held():
             record = self._record
             self._llama._cache.drop(self.name)
             del record.messages[fit.system_length(record.messages) :]
@@ -269,14 +293,14 @@ class Conversation:
         Raises:
             InvalidArgumentError: The model has a control vector, which a file cannot name.
         """
-        with self._held(), self._llama_held():
+        with self._held(), self._llama._calls.held():
             cache = self._llama._cache
             kept = cache.believed(self.name)
             tokens, state = np.empty(0, np.int32), b""
             if kept is not None:
                 tokens, state = kept.tokens, cache.state_of(kept)
             saved = file.SavedText(self._record.to_header(), tokens, state)
-            return file.write(path, self._llama, "conversation", saved)
+            return file.write(path, self._llama._facts(), "conversation", saved)
 
     def close(self) -> None:
         """Forget it, and free its memory. Closing twice is allowed."""
@@ -285,7 +309,7 @@ class Conversation:
             if self.closed:
                 return
             if not llama.context.closed:
-                with self._llama_held():
+                with self._llama._calls.held():
                     llama._cache.drop(self.name)
             self._record.closed = True
             llama._conversations.pop(self.name, None)
@@ -294,8 +318,6 @@ class Conversation:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        from pyllm.llama import StreamOpenError
-
         try:
             self.close()
         except StreamOpenError:
@@ -307,8 +329,6 @@ class Conversation:
 
     @contextlib.contextmanager
     def _held(self, *, even_closed: bool = False) -> Iterator[None]:
-        from pyllm.llama import StreamOpenError
-
         record = self._record
         if record.thread == threading.get_ident():
             raise StreamOpenError(
@@ -323,14 +343,6 @@ class Conversation:
                 yield
             finally:
                 record.thread = None
-
-    @contextlib.contextmanager
-    def _llama_held(self) -> Iterator[None]:
-        self._llama._acquire(None)
-        try:
-            yield
-        finally:
-            self._llama._release()
 
     @contextlib.contextmanager
     def _turn(self, message: Said) -> Iterator[Callable[[dict[str, Any]], None]]:

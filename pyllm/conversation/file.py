@@ -20,7 +20,12 @@ from pyllm.params import given
 from pyllm.version import __version__
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama
+    from collections.abc import Sequence
+
+    from pyllm.core.adapter import LoraAdapter
+    from pyllm.core.context import Context
+    from pyllm.core.model import Model
+    from pyllm.params import ContextParams
 
 _MAGIC = b"pyllmTX1"
 
@@ -45,36 +50,88 @@ class SavedText:
     state: bytes
 
 
-def facts(llama: Llama) -> dict[str, Any]:
-    """By what a file recognizes its model and how it was used."""
-    model, context = llama.model, llama.context
-    if context.control_vector:
-        raise InvalidArgumentError("with a control vector nothing can be saved: a file could not tell which one it was")
-    return {
-        "model": [model.description, model.n_params, model.size, model.n_vocab],
-        "adapters": [[os.path.basename(adapter.path), float(scale)] for adapter, scale in context.adapters],
-        "causal_attn": context.causal_attn,
-        "positions": _positions(llama),
-    }
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """By what a file recognizes its model and how it was used.
 
+    Attributes:
+        model: The model.
+        n_vocab: Tokens of its vocabulary.
+        n_ctx: Tokens that a sequence of the context has room for.
+        adapters: LoRA adapters and their scales.
+        causal_attn: Whether tokens see those before them only.
+        context_params: How the context was made.
+        control_vector: Whether it has a control vector, which a file cannot name.
+    """
 
-def _positions(llama: Llama) -> dict[str, Any]:
-    """How positions are turned, where that was asked for: keys that are kept have been turned already."""
-    asked = {name: value for name, value in given(llama.context_params).items() if name.startswith(("rope_", "yarn_"))}
-    if "rope_scaling_type" in asked:
-        asked["rope_scaling_type"] = int(
-            enums.coerce(enums.RopeScalingType, asked["rope_scaling_type"], "rope_scaling_type")
+    model: Model
+    n_vocab: int
+    n_ctx: int
+    adapters: Sequence[tuple[LoraAdapter, float]]
+    causal_attn: bool
+    context_params: ContextParams
+    control_vector: bool
+
+    @classmethod
+    def of(
+        cls,
+        context: Context,
+        context_params: ContextParams,
+        adapters: Sequence[tuple[LoraAdapter, float]] | None = None,
+    ) -> ModelFacts:
+        """Those of a context.
+
+        Args:
+            context: The context.
+            context_params: How it was made.
+            adapters: Adapters instead of those of the context.
+        """
+        return cls(
+            context.model,
+            context.n_vocab,
+            context.n_ctx_seq,
+            context.adapters if adapters is None else adapters,
+            context.causal_attn,
+            context_params,
+            bool(context.control_vector),
         )
-    return asked
+
+    def to_header(self) -> dict[str, Any]:
+        """What the header of a file says of it, as plain JSON.
+
+        Raises:
+            InvalidArgumentError: There is a control vector.
+        """
+        if self.control_vector:
+            raise InvalidArgumentError(
+                "with a control vector nothing can be saved: a file could not tell which one it was"
+            )
+        model = self.model
+        return {
+            "model": [model.description, model.n_params, model.size, model.n_vocab],
+            "adapters": [[os.path.basename(adapter.path), float(scale)] for adapter, scale in self.adapters],
+            "causal_attn": self.causal_attn,
+            "positions": self._positions(),
+        }
+
+    def _positions(self) -> dict[str, Any]:
+        """How positions are turned, where that was asked for: keys that are kept have been turned already."""
+        params = given(self.context_params)
+        asked = {name: value for name, value in params.items() if name.startswith(("rope_", "yarn_"))}
+        if "rope_scaling_type" in asked:
+            asked["rope_scaling_type"] = int(
+                enums.coerce(enums.RopeScalingType, asked["rope_scaling_type"], "rope_scaling_type")
+            )
+        return asked
 
 
-def write(path: str | os.PathLike[str], llama: Llama, kind: str, saved: SavedText) -> int:
+def write(path: str | os.PathLike[str], facts: ModelFacts, kind: str, saved: SavedText) -> int:
     """Write a file; one that is there is replaced when the new one is complete.
 
     Returns:
         int: Its size in bytes.
     """
-    header = {"kind": kind, "pyllm": __version__, **facts(llama), **saved.header}
+    header = {"kind": kind, "pyllm": __version__, **facts.to_header(), **saved.header}
     text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
     parts = (
         _START.pack(_MAGIC, len(text), len(saved.tokens), len(saved.state)),
@@ -99,7 +156,7 @@ def write(path: str | os.PathLike[str], llama: Llama, kind: str, saved: SavedTex
     return size
 
 
-def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
+def read(path: str | os.PathLike[str], facts: ModelFacts, kind: str) -> SavedText:
     """Read a file, and check all of it that can be checked without llama.cpp.
 
     Raises:
@@ -107,7 +164,7 @@ def read(path: str | os.PathLike[str], llama: Llama, kind: str) -> SavedText:
         StateError: It is damaged, of another kind, or of another model.
     """
     saved = parse(path)
-    check(path, saved, llama, kind)
+    check(path, saved, facts, kind)
     return saved
 
 
@@ -142,7 +199,7 @@ def parse(path: str | os.PathLike[str]) -> SavedText:
     return SavedText(header, tokens, data[start + 4 * n_tokens : size - _END.size])
 
 
-def check(path: str | os.PathLike[str], saved: SavedText, llama: Llama, kind: str) -> None:
+def check(path: str | os.PathLike[str], saved: SavedText, facts: ModelFacts, kind: str) -> None:
     """Compare a file with the model that it shall be used with.
 
     Raises:
@@ -151,13 +208,13 @@ def check(path: str | os.PathLike[str], saved: SavedText, llama: Llama, kind: st
     name, header, tokens = os.fsdecode(path), saved.header, saved.tokens
     if header.get("kind") != kind:
         raise StateError(f"{name!r} holds a {header.get('kind')}, not a {kind}")
-    own = json.loads(json.dumps(facts(llama)))
+    own = json.loads(json.dumps(facts.to_header()))
     if header.get("model") != own["model"]:
         raise StateError(f"{name!r} was saved with another model: {_first(header)}, not {_first(own)}")
     for key in ("adapters", "causal_attn", "positions"):
         if header.get(key) != own[key]:
             raise StateError(f"{name!r} was saved with {key}={header.get(key)}, and here they are {own[key]}")
-    n_vocab, n_ctx = llama.context.n_vocab, llama.context.n_ctx_seq
+    n_vocab, n_ctx = facts.n_vocab, facts.n_ctx
     if len(tokens) and (tokens.min() < 0 or tokens.max() >= n_vocab):
         raise StateError(f"{name!r} is damaged: it holds tokens that are not among the {n_vocab} of the vocabulary")
     if len(tokens) > n_ctx:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from pyllm.completion.overflow import answer_room
 
 if TYPE_CHECKING:
-    from pyllm.llama import Llama
+    from pyllm.completion.host import GenerationHost
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -63,11 +63,11 @@ def fit_messages(
     return later[low]
 
 
-def told_messages(llama: Llama, messages: Any, arguments: dict[str, Any]) -> Any:
+def told_messages(host: GenerationHost, messages: Any, arguments: dict[str, Any]) -> Any:
     """The messages of one chat completion: all of them, unless it is asked with an `overflow` that leaves some out.
 
     Args:
-        llama: Whom it asks.
+        host: The Llama that it asks.
         messages: All of them.
         arguments: See :meth:`pyllm.Llama.create_chat_completion`.
     """
@@ -79,14 +79,14 @@ def told_messages(llama: Llama, messages: Any, arguments: dict[str, Any]) -> Any
     plain = plain_messages(messages)
     first = fit_messages(
         plain,
-        lambda some: len(ChatRequest(llama, some, dict(arguments)).ids),
-        prompt_room(llama, arguments),
+        lambda some: len(ChatRequest(host, some, dict(arguments)).ids),
+        prompt_room(host, arguments),
     )
     return [*plain[: system_length(plain)], *plain[first:]]
 
 
-def prompt_room(llama: Llama, arguments: Mapping[str, Any]) -> int:
+def prompt_room(host: GenerationHost, arguments: Mapping[str, Any]) -> int:
     """Tokens that a prompt may have so that its answer has room."""
-    n_ctx = llama.context.n_ctx_seq
+    n_ctx = host.context.n_ctx_seq
     limit = arguments.get("max_tokens")
     return n_ctx - answer_room(n_ctx, int(limit) if isinstance(limit, numbers.Integral) and int(limit) >= 0 else None)

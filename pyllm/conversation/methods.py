@@ -14,10 +14,11 @@ from pyllm.errors import InvalidArgumentError, StateError
 
 if TYPE_CHECKING:
     from pyllm.completion.cache import PromptCache
-    from pyllm.completion.session import CompletionSession
-    from pyllm.conversation.conversation import Conversation
+    from pyllm.completion.host import CallLock
+    from pyllm.conversation.conversation import Conversation, ConversationHost
     from pyllm.conversation.record import Record
-    from pyllm.llama import Llama
+    from pyllm.core.context import Context
+    from pyllm.params import ContextParams
 
 # Two threads that ask for the same conversation must get the same one.
 _making = threading.Lock()
@@ -26,14 +27,11 @@ _making = threading.Lock()
 class ConversationMethods:
     """The part of :class:`pyllm.Llama` that is about conversations."""
 
+    context: Context
+    context_params: ContextParams
     _cache: PromptCache
+    _calls: CallLock
     _conversations: dict[str, Record]
-
-    if TYPE_CHECKING:
-
-        def _acquire(self, session: CompletionSession | None) -> None: ...
-
-        def _release(self) -> None: ...
 
     @property
     def conversations(self) -> dict[str, Conversation]:
@@ -96,8 +94,8 @@ class ConversationMethods:
         """
         from pyllm.conversation.record import Record
 
-        saved = file.read(path, cast("Llama", self), "conversation")
-        made = Record.from_file(os.fsdecode(path), saved, name, defaults, cast("Llama", self).model.n_vocab)
+        saved = file.read(path, self._facts(), "conversation")
+        made = Record.from_file(os.fsdecode(path), saved, name, defaults, self.context.model.n_vocab)
         result = self._add_conversation(made)
         try:
             if len(saved.tokens):
@@ -121,15 +119,12 @@ class ConversationMethods:
             StateError: There is nothing: no call was made, or its memory was used otherwise since.
             InvalidArgumentError: The model has a control vector, which a file cannot name.
         """
-        self._acquire(None)
-        try:
+        with self._calls.held():
             kept = self._cache.believed(None)
             if kept is None:
                 raise StateError("there is nothing to save: no call has left anything in the KV cache")
             saved = file.SavedText({}, kept.tokens, self._cache.state_of(kept))
-            return file.write(path, cast("Llama", self), "state", saved)
-        finally:
-            self._release()
+            return file.write(path, self._facts(), "state", saved)
 
     def load_state(self, path: str | os.PathLike[str]) -> int:
         """Bring back what :meth:`save_state` has written.
@@ -141,20 +136,21 @@ class ConversationMethods:
             FileNotFoundError: There is no such file.
             StateError: It is damaged, or was saved with another model or other settings.
         """
-        saved = file.read(path, cast("Llama", self), "state")
+        saved = file.read(path, self._facts(), "state")
         self._adopt(None, saved, path)
         return len(saved.tokens)
 
     def _adopt(self, owner: str | None, saved: file.SavedText, path: str | os.PathLike[str]) -> None:
-        self._acquire(None)
-        try:
-            self._cache.adopt(owner, saved.tokens.astype(np.int32), saved.state)
-        except StateError as error:
-            raise StateError(
-                f"{os.fsdecode(path)!r} does not fit: {error.args[0]}", function=error.function, log=error.log
-            ) from error
-        finally:
-            self._release()
+        with self._calls.held():
+            try:
+                self._cache.adopt(owner, saved.tokens.astype(np.int32), saved.state)
+            except StateError as error:
+                raise StateError(
+                    f"{os.fsdecode(path)!r} does not fit: {error.args[0]}", function=error.function, log=error.log
+                ) from error
+
+    def _facts(self) -> file.ModelFacts:
+        return file.ModelFacts.of(self.context, self.context_params)
 
     def _add_conversation(self, record: Record) -> Conversation:
         with _making:
@@ -168,8 +164,8 @@ class ConversationMethods:
         """The Conversation of a record: the same one, as long as somebody has it."""
         from pyllm.conversation.conversation import Conversation
 
-        found = None if record.handle is None else record.handle()
+        found: Conversation | None = None if record.handle is None else record.handle()
         if found is None:
-            found = Conversation(cast("Llama", self), record)
+            found = Conversation(cast("ConversationHost", self), record)
             record.handle = weakref.ref(found)
         return found

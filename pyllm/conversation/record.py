@@ -14,7 +14,6 @@ from pyllm.errors import InvalidArgumentError, StateError
 
 if TYPE_CHECKING:
     from pyllm.chat.types import ChatCompletion
-    from pyllm.conversation.conversation import Conversation
     from pyllm.conversation.file import SavedText
 
 
@@ -47,7 +46,7 @@ class Record:
     lock: threading.Lock = field(default_factory=threading.Lock)
     thread: int | None = None
     closed: bool = False
-    handle: weakref.ref[Conversation] | None = None
+    handle: weakref.ref[Any] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:

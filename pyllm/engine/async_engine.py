@@ -9,9 +9,9 @@ from typing import Any
 
 from pyllm.embedding.inputs import Text, Texts
 from pyllm.embedding.types import EmbeddingResponse, RerankResult
-from pyllm.engine.channel import Channel, Post
+from pyllm.engine.channel import Channel, Event, Post
 from pyllm.engine.engine import Engine, Prompt
-from pyllm.engine.job import Event, Job
+from pyllm.engine.job import Job
 from pyllm.types import Chunk, Completion
 
 

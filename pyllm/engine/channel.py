@@ -8,11 +8,15 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from pyllm.engine.job import Event, Job
-    from pyllm.engine.texts import Text
+from pyllm.types import Chunk
+
+# What a caller gets: a chunk, or how it ended.
+Event = Chunk | BaseException
+
+# A function to call in the event loop, and its argument.
+Reader = tuple[Callable[[Any], None], Any]
 
 
 class Post:
@@ -31,9 +35,9 @@ class Post:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # The loop knows this, and should not live as long as this does.
         self._loop = weakref.ref(loop)
-        self._calls: collections.deque[tuple[Callable[[Any], None], Any]] = collections.deque()
+        self._calls: collections.deque[Reader] = collections.deque()
         self._called = False
-        self._rounds: dict[object, Sequence[tuple[Job, Text]]] = {}
+        self._rounds: dict[object, Sequence[Reader]] = {}
         self.bell: int | None = None
         self._listen(loop)
 
@@ -91,12 +95,12 @@ class Post:
                 return False
         return True
 
-    def look_after(self, owner: object, texts: Sequence[tuple[Job, Text]]) -> None:
+    def look_after(self, owner: object, texts: Sequence[Reader]) -> None:
         """These texts are being computed: whenever the bell rings there is more of them.
 
         Args:
             owner: Who computes them, and nothing else any more.
-            texts: The texts and their jobs; empty where it computes none.
+            texts: What reads each text, and the text; empty where it computes none.
         """
         if texts:
             self._rounds[owner] = texts
@@ -109,8 +113,8 @@ class Post:
         with contextlib.suppress(BlockingIOError):
             os.read(heard, 4096)
         for texts in list(self._rounds.values()):
-            for job, text in texts:
-                self._guarded(job.read, text)
+            for read, text in texts:
+                self._guarded(read, text)
 
     def _call(self) -> None:
         # Before the look at what is there: what comes behind it wakes the loop again.

@@ -20,21 +20,20 @@ from pyllm.engine.adapters import AdapterMethods, Adapters
 from pyllm.engine.beams import BeamLane, BeamText
 from pyllm.engine.between import BetweenSteps
 from pyllm.engine.cache import SequenceCache
-from pyllm.engine.channel import Channel
+from pyllm.engine.channel import Channel, Event
 from pyllm.engine.drafts import Drafts
 from pyllm.engine.embedding import EngineEmbedding, bare, products, vector_queue
 from pyllm.engine.host import HostCache, check_host_bytes
-from pyllm.engine.job import Event, Job
+from pyllm.engine.job import Job
 from pyllm.engine.lane import Lane
 from pyllm.engine.metrics import Counters, Metrics, look
 from pyllm.engine.pace import Pace
-from pyllm.engine.prompt_record import PromptRecord
 from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
 from pyllm.engine.slot_files import SlotMethods
 from pyllm.engine.slots import Slots
 from pyllm.engine.steps import Steps
-from pyllm.engine.texts import Text
+from pyllm.engine.texts import PromptRecord, Text
 from pyllm.engine.wake import Wake
 from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
 from pyllm.lora import Lora
@@ -255,11 +254,11 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             raise InvalidArgumentError(f"priority must be an integer, not {priority!r}")
         if not self.generates:
             raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
-        request = CompletionRequest(self, prompt, arguments)  # type: ignore[arg-type]
+        request = CompletionRequest(self, prompt, arguments)
         if request.overflow.rule != "error":
             raise InvalidArgumentError(f"overflow={request.overflow.rule!r} is for a Llama: here a text ends instead")
         adapters, wanted_slot = self._adapters.chosen(lora), self._slots.wanted(slot)
-        job = Job(self, request, priority, listener, stream)
+        job = Job(self._cancel, request, priority, listener, stream)
         with self._wake:
             self._check_open()
             self._check_queue(len(request.ids))
@@ -323,6 +322,14 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
                 list(self._texts.values()), n_new, self._cache, self._counters, self._drafts.total, self._vectors
             )
 
+    def speculation_params(self, value: Any) -> SpeculationParams | None:
+        """How a request drafts that is given `value` as ``speculative=``; None: without drafts.
+
+        Raises:
+            InvalidArgumentError: There is no such way to draft, or it cannot be done here.
+        """
+        return self._drafts.params(value)
+
     def detokenize(self, tokens: Any) -> str:
         """Turn token ids into text."""
         return self.vocab.detokenize(tokens, unparse_special=True)
@@ -359,10 +366,6 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
     def __repr__(self) -> str:
         return f"<Engine {self.model!r}, n_parallel={self.n_parallel}{', closed' if self._closing else ''}>"
-
-    def _speculation(self, wanted: Any) -> SpeculationParams | None:
-        """What CompletionRequest asks a Llama for."""
-        return self._drafts.params(wanted)
 
     def _cancel(self, job: Job) -> None:
         with self._wake:

@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING
 
 from pyllm.completion.pieces import as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
-from pyllm.engine.channel import Channel
+from pyllm.engine.channel import Channel, Event
 from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
-    from pyllm.engine.engine import Engine
     from pyllm.engine.texts import Text
 
 _log = logging.getLogger("pyllm.engine")
 
 # Whoever waits for a result looks so often whether an event loop still reads, in seconds.
 _LOOK = 0.05
-
-# What a caller gets: a chunk, or how it ended.
-Event = Chunk | BaseException
 
 
 class Job:
@@ -40,13 +36,13 @@ class Job:
 
     def __init__(
         self,
-        engine: Engine,
+        cancel: Callable[[Job], None],
         request: CompletionRequest,
         priority: int,
         listener: Callable[[Event], None] | Channel | None,
         streamed: bool,
     ) -> None:
-        self._engine = engine
+        self._cancel = cancel
         self.request = request
         self.id = request.id
         self.priority = priority
@@ -99,7 +95,7 @@ class Job:
 
     def cancel(self) -> None:
         """End it within a step, whether it waits or runs. It gives what it has, with the finish_reason "abort"."""
-        self._engine._cancel(self)
+        self._cancel(self)
 
     @property
     def done(self) -> bool:

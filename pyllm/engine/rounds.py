@@ -10,7 +10,7 @@ from pyllm.core.round import Flag, Round
 from pyllm.errors import PyllmError
 
 if TYPE_CHECKING:
-    from pyllm.engine.channel import Post
+    from pyllm.engine.channel import Post, Reader
     from pyllm.engine.job import Job
     from pyllm.engine.texts import Text
 
@@ -41,7 +41,7 @@ class Rounds:
         """
         if self._round is not None or self._refused:
             return not self._refused
-        posts: dict[Post, list[tuple[Job, Text]]] = {}
+        posts: dict[Post, list[Reader]] = {}
         for text in texts:
             job = jobs[text]
             post = None if job.channel is None else job.channel.post
@@ -49,7 +49,7 @@ class Rounds:
                 self._refused = True
                 return False
             if job.streamed and post is not None:
-                posts.setdefault(post, []).append((job, text))
+                posts.setdefault(post, []).append((job.read, text))
         for post, heard in posts.items():
             post.look_after(self, heard)
         self._posts = list(posts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from pyllm.engine.cache import SequenceCache
     from pyllm.engine.host import HostCache
     from pyllm.engine.texts import Text
-    from pyllm.llama import Llama
     from pyllm.params import ContextParams
 
 Ids = NDArray[np.int32]
@@ -64,7 +62,7 @@ class SlotMethods:
         number = self._slots.check(slot)
         ids, adapters, state = self._between.run(lambda: self._slot_state(number))
         saved = file.SavedText({}, ids, state)
-        return len(ids), file.write(path, self._as_llama(adapters), _KIND, saved)
+        return len(ids), file.write(path, self._facts(adapters), _KIND, saved)
 
     def restore_slot(self, slot: int, path: str | os.PathLike[str]) -> tuple[int, int]:
         """Bring back what :meth:`save_slot` has written. Requests whose prompts begin with it need not compute it.
@@ -85,7 +83,7 @@ class SlotMethods:
         number = self._slots.check(slot)
         saved = file.parse(path)
         pairs = self._adapters.of_files(saved.header.get("adapters"))
-        file.check(path, saved, self._as_llama(pairs), _KIND)
+        file.check(path, saved, self._facts(pairs), _KIND)
         name = os.fsdecode(path)
         if len(saved.tokens) == 0:
             raise StateError(f"{name!r} is damaged: it holds no tokens")
@@ -164,14 +162,5 @@ class SlotMethods:
         if self._slots.is_running(slot):
             raise SlotBusyError(f"a text is being computed in slot {slot}; try again when it has ended")
 
-    def _as_llama(self, adapters: Any) -> Llama:
-        """What files know a model and its settings by."""
-        context = self.context
-        own = SimpleNamespace(
-            adapters=adapters,
-            control_vector=context.control_vector,
-            causal_attn=context.causal_attn,
-            n_vocab=context.n_vocab,
-            n_ctx_seq=context.n_ctx_seq,
-        )
-        return cast("Llama", SimpleNamespace(model=self.model, context=own, context_params=self._context_params))
+    def _facts(self, adapters: Any) -> file.ModelFacts:
+        return file.ModelFacts.of(self.context, self._context_params, adapters)

@@ -18,13 +18,12 @@ from pyllm.engine.job import Job
 from pyllm.engine.lane import Lane
 from pyllm.engine.metrics import Counters
 from pyllm.engine.pace import Pace
-from pyllm.engine.prompt_record import rows_per_step
 from pyllm.engine.rounds import Rounds
 from pyllm.engine.runner import Ready, Runner
 from pyllm.engine.running_decode import RunningDecode
 from pyllm.engine.scheduler import Limits, Plan, Task, plan
 from pyllm.engine.slots import Slots
-from pyllm.engine.texts import Text
+from pyllm.engine.texts import Text, rows_per_step
 from pyllm.engine.turns import Turns
 from pyllm.engine.vectors import VectorQueue
 from pyllm.errors import DecodeAborted, NoKVSlotError

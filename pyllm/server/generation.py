@@ -7,8 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
+from pyllm.engine.channel import Event
 from pyllm.engine.engine import Prompt
-from pyllm.engine.job import Event, Job
+from pyllm.engine.job import Job
 from pyllm.processors.base import copied
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.sampling import MOST_TEXTS

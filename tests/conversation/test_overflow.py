@@ -64,12 +64,12 @@ class TestTheRules:
 class TestTruncateMiddle:
     def test_the_prompt_that_is_left(self, llm):
         ids = np.concatenate([[llm.vocab.bos], LONG]).astype(np.int32)
-        rule = Overflow(llm, "truncate_middle", 5)
+        rule = Overflow(llm.context, "truncate_middle", 5)
         left = rule.fit(ids, 40)
         assert len(left) == N_CTX - 40
         assert left[:5].tolist() == ids[:5].tolist() and left[5:].tolist() == ids[-(N_CTX - 45) :].tolist()
         # The token that begins a text stays by itself.
-        left = Overflow(llm, "truncate_middle").fit(ids, None)
+        left = Overflow(llm.context, "truncate_middle").fit(ids, None)
         assert left[0] == llm.vocab.bos and len(left) == N_CTX - N_CTX // 4
         assert rule.fit(ids[:100], 40) is not None and len(rule.fit(ids[:100], 40)) == 100
 

@@ -117,7 +117,7 @@ class Evaluation:
         if len(ids) == 0:
             raise InvalidArgumentError("there is no token to compute")
         llm, context = self.llm, self.llm.context
-        llm._acquire(None)
+        llm._calls.acquire(None)
         try:
             cache = llm._cache
             if all_rows and len(self._rows) < len(self._tokens):
@@ -138,7 +138,7 @@ class Evaluation:
             self._tokens = ids
             self._row = self._rows[-1] if all_rows else np.array(context.logits[-1])
         finally:
-            llm._release()
+            llm._calls.release()
 
     def sample(
         self,
@@ -300,7 +300,7 @@ class Evaluation:
             return [(None, row)]
         self.llm.vocab.as_token_array(draft)
         llm, context = self.llm, self.llm.context
-        llm._acquire(None)
+        llm._calls.acquire(None)
         try:
             n = llm._cache.reuse(np.concatenate([ids, draft]))
             if n != len(ids):
@@ -310,7 +310,7 @@ class Evaluation:
             rows = list(np.array(context.logits))
             llm._cache.remember(np.concatenate([ids, draft]))
         finally:
-            llm._release()
+            llm._calls.release()
         return list(zip([*draft.tolist(), None], [row, *rows], strict=True))
 
     # ---- states
@@ -322,13 +322,13 @@ class Evaluation:
             if llm.context.closed:
                 raise ClosedError("the Llama is closed")
             self._follow()
-            llm._acquire(None)
+            llm._calls.acquire(None)
             try:
                 text = llm._cache.find(None)
                 data = b"" if text is None else llm._cache.state_of(text)
                 tokens = np.empty(0, np.int32) if text is None else text.tokens
             finally:
-                llm._release()
+                llm._calls.release()
             n_vocab = len(llm.vocab)
             scores = self.scores if len(self._tokens) == len(tokens) else np.empty((0, n_vocab), np.float32)
             return LlamaState(tokens, scores, len(tokens), data, len(data), -1 if self._seed is None else self._seed)
@@ -342,11 +342,11 @@ class Evaluation:
         with self._guard:
             llm = self.llm
             if state.n_tokens:
-                llm._acquire(None)
+                llm._calls.acquire(None)
                 try:
                     llm._cache.adopt(None, state.input_ids, state.llama_state)
                 finally:
-                    llm._release()
+                    llm._calls.release()
             self.reset()
             self._tokens = state.input_ids.copy()
             if len(state.scores):

@@ -231,9 +231,9 @@ def _split(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments that llama-cpp-python has, and others."""
     import inspect
 
-    from pyllm.compat.llama_cpp.llama import Llama
+    from pyllm.compat.llama_cpp.chats import Chats
 
-    names = inspect.signature(Llama.create_chat_completion).parameters
+    names = inspect.signature(Chats.create_chat_completion).parameters
     known = {name: value for name, value in given.items() if name in names}
     return known, {name: value for name, value in given.items() if name not in names}
 

@@ -62,7 +62,7 @@ async def start_chat(
     engine, generation = state.engine, Generation(state)
     try:
         # An engine has all that a chat asks a Llama for: model, vocab, context.
-        chat = await asyncio.to_thread(ChatRequest, engine, messages, arguments)  # type: ignore[arg-type]
+        chat = await asyncio.to_thread(ChatRequest, engine, messages, arguments)
         await generation.start([chat.ids], {**chat.completion_arguments, **extra}, stream=stream)
     except Exception as error:
         raise as_api_error(error, param="messages", retry_after=state.settings.retry_after) from error
@@ -73,7 +73,7 @@ async def count(state: ServerState, messages: Messages, arguments: dict[str, Any
     """How many tokens the prompt of a chat has."""
     engine = state.engine
     try:
-        chat = await asyncio.to_thread(ChatRequest, engine, messages, arguments)  # type: ignore[arg-type]
+        chat = await asyncio.to_thread(ChatRequest, engine, messages, arguments)
     except Exception as error:
         raise as_api_error(error, param="messages") from error
     return json_response({"object": "response.input_tokens", "input_tokens": len(chat.ids)})

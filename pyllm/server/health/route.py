@@ -79,7 +79,7 @@ def _props(state: ServerState) -> dict[str, Any]:
         from pyllm.chat.request import template_store
 
         engine = state.engine
-        templates = template_store(engine).get(state.settings.chat_template)  # type: ignore[arg-type]  # an engine has all that it asks a Llama for
+        templates = template_store(engine).get(state.settings.chat_template)
         result["total_slots"] = engine.n_parallel
         result["default_generation_settings"] = {
             "n_ctx": engine.context.n_ctx_seq,

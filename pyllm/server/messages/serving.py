@@ -49,7 +49,7 @@ async def count(state: ServerState, ask: MessageAsk) -> Response:
     """How many tokens the prompt has."""
     engine = state.engine
     try:
-        chat = await asyncio.to_thread(ChatRequest, engine, ask.messages, ask.arguments)  # type: ignore[arg-type]
+        chat = await asyncio.to_thread(ChatRequest, engine, ask.messages, ask.arguments)
     except Exception as error:
         raise as_api_error(error, param="messages") from error
     return json_response({"input_tokens": len(chat.ids)})

@@ -106,5 +106,5 @@ def _watch(engine: Engine, ask: NativeAsk, prompt: Prompt, more: dict[str, Any])
         # With the same samplers, the same seed and the same logits it chooses as those of the text do.
         known = {*argument_names()}
         arguments = {name: value for name, value in (ask.arguments | more).items() if name in known}
-        chain = CompletionRequest(engine, prompt, arguments).chain(0)  # type: ignore[arg-type]  # as of a Llama
+        chain = CompletionRequest(engine, prompt, arguments).chain(0)
     return Watch(engine.vocab, chain=chain, n_probs=ask.n_probs, most_ms=ask.most_ms, n_indent=ask.n_indent)

@@ -75,7 +75,7 @@ async def apply_template(request: Request) -> Response:
     ask = ChatAsk(await read_json(request, state.settings), state.settings, state.sizes)
 
     def work() -> str:
-        chat = ChatRequest(engine, ask.messages, ask.arguments)  # type: ignore[arg-type]  # as of a Llama
+        chat = ChatRequest(engine, ask.messages, ask.arguments)
         return chat.prompt.prompt
 
     return json_response({"prompt": await asyncio.to_thread(work)})
