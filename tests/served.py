@@ -17,8 +17,8 @@ import numpy as np
 import openai
 import programs
 
-from pyllm.engine import Engine, Job
-from pyllm.server.run import Runner
+from pyllm.engine import Engine, Request
+from pyllm.server.run import ModelRunner
 from pyllm.server.state import ServerState
 
 # Words that stand in messages of Python, and of no other program.
@@ -33,7 +33,7 @@ class Prompted(Engine):
 
     processor: Callable[..., Any] | None = None
 
-    def submit(self, prompt: Any, **arguments: Any) -> Job:
+    def submit(self, prompt: Any, **arguments: Any) -> Request:
         if self.processor is not None:
             arguments["logits_processor"] = self.processor
         return super().submit(prompt, **arguments)
@@ -66,7 +66,7 @@ class Served:
     """A server that runs."""
 
     url: str
-    runner: Runner
+    runner: ModelRunner
     state: ServerState
     thread: threading.Thread
     # One for all requests: what takes time is making it.
@@ -99,7 +99,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
 def quiet(engine: Engine) -> None:
     """Nothing runs or waits any more, and no sequence is held but those that are kept for later."""
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    wait_for(lambda: set(engine._cache.ledger.sequences) == set(engine._cache.idle))
+    wait_for(lambda: set(engine._core.cache.cells.seq_ids) == set(engine._core.cache.idle))
 
 
 class Process:

@@ -17,7 +17,7 @@ from pyllm.types import Logprobs
 _MOST_FLOATS = 2**24
 
 
-class Recorder:
+class LogprobsCollector:
     """Notes the log-probabilities of one text, token by token.
 
     Args:
@@ -73,7 +73,7 @@ class Recorder:
         top = top_k_logprobs(row, self.k) if self.k else None
         self._note(token, token_logprobs(row, token), _pairs(top), False)
 
-    def take_over(self, other: Recorder) -> None:
+    def take_over(self, other: LogprobsCollector) -> None:
         """Begin with all that another one has noted, which is a prompt."""
         self.n_prompt, self._n_characters = other.n_prompt, other._n_characters
         for name in ("tokens", "offsets", "logprobs", "top", "ids", "top_ids"):
@@ -157,7 +157,7 @@ def is_shown(special: bool | tuple[int, ...], token: int) -> bool:
     return special if isinstance(special, bool) else token in special
 
 
-def score_prompt(context: Context, ids: NDArray[np.int32], recorder: Recorder) -> None:
+def score_prompt(context: Context, ids: NDArray[np.int32], recorder: LogprobsCollector) -> None:
     """Compute all of a prompt but its last token, into an empty sequence 0, and note what each token had.
 
     Args:

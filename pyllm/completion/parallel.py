@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyllm.completion.pieces import Finished, Piece
-from pyllm.completion.row_text import RowText
+from pyllm.completion.pieces import Finished, TextDelta
+from pyllm.completion.sampled import SampledSequence
 from pyllm.core.batch import Batch
 from pyllm.core.rows import sample_rows
 from pyllm.errors import DecodeAborted, NoKVSlotError
@@ -55,7 +55,7 @@ class ParallelRun:
     def __init__(self, host: CompletionHost, request: CompletionRequest, call: Call) -> None:
         self.host, self.request, self.call = host, request, call
         self.context = host.context
-        self.texts = [RowText(request, index) for index in range(request.best_of)]
+        self.texts = [SampledSequence(request, index) for index in range(request.best_of)]
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
 
@@ -84,7 +84,7 @@ class ParallelRun:
             pass
         return self.results
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[TextDelta]:
         """Pieces of the texts as they become final, of all texts in turn."""
         started = time.perf_counter()
         try:
@@ -101,13 +101,13 @@ class ParallelRun:
         self._tidy()
 
     @staticmethod
-    def _pieces(texts: list[RowText]) -> Iterator[Piece]:
+    def _pieces(texts: list[SampledSequence]) -> Iterator[TextDelta]:
         for text in texts:
-            piece = text.piece()
+            piece = text.delta()
             if piece is not None:
                 yield piece
 
-    def _start(self) -> list[RowText]:
+    def _start(self) -> list[SampledSequence]:
         """Compute the prompt once, share it, and choose the first token of each text."""
         if self.call.aborted:
             return self._end(self.texts, "abort")
@@ -122,7 +122,7 @@ class ParallelRun:
                 self.context.memory.cp(0, text.index)
         return self._choose(self.texts, [-1] * len(self.texts))
 
-    def _step(self, alive: list[RowText]) -> list[RowText]:
+    def _step(self, alive: list[SampledSequence]) -> list[SampledSequence]:
         """Decode a token of each text, and choose the next ones; those that go on are returned."""
         if self.call.aborted:
             return self._end(alive, "abort")
@@ -144,17 +144,17 @@ class ParallelRun:
             return self._end(alive, "abort")
         return self._choose(alive, list(range(len(alive))))
 
-    def _choose(self, texts: list[RowText], rows: list[int]) -> list[RowText]:
+    def _choose(self, texts: list[SampledSequence], rows: list[int]) -> list[SampledSequence]:
         """Choose a token for each text from a row of the last decode; those that go on are returned."""
         tokens = sample_rows(self.context, [text.row for text in texts], rows)
         for text, token, row in zip(texts, tokens, rows, strict=True):
             if text.row.error is not None:
                 raise text.row.error
-            text.chose(token, None if text.recorder is None else self.context.logits[row])
+            text.sampled(token, None if text.collector is None else self.context.logits[row])
         return [text for text in texts if text.reason is None]
 
     @staticmethod
-    def _end(texts: list[RowText], reason: FinishReason) -> list[RowText]:
+    def _end(texts: list[SampledSequence], reason: FinishReason) -> list[SampledSequence]:
         for text in texts:
             text.reason = text.reason or reason
         return []

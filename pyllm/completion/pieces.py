@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from pyllm.types import Choice, Chunk, Completion, FinishReason, Logprobs, Speculation, Timings, Usage
 
 if TYPE_CHECKING:
-    from pyllm.completion.logprobs import Recorder
+    from pyllm.completion.logprobs import LogprobsCollector
     from pyllm.completion.request import CompletionRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Text of one choice that has become final, and the tokens since the last piece of it."""
 
     index: int
@@ -38,7 +38,7 @@ def finished(
     tokens: tuple[int, ...],
     reason: FinishReason,
     stopped: object,
-    recorder: Recorder | None,
+    recorder: LogprobsCollector | None,
     *,
     complete: bool,
 ) -> Finished:
@@ -67,12 +67,12 @@ def finished(
     return Finished(choice, 0.0 if recorder is None else recorder.mean)
 
 
-def noted(request: CompletionRequest, recorder: Recorder | None) -> Logprobs | None:
+def noted(request: CompletionRequest, recorder: LogprobsCollector | None) -> Logprobs | None:
     """The log-probabilities since the last time, where they were asked for."""
     return recorder.take() if recorder is not None and request.logprobs is not None else None
 
 
-def as_chunk(request: CompletionRequest, piece: Piece, completion: Completion | None) -> Chunk:
+def as_chunk(request: CompletionRequest, piece: TextDelta, completion: Completion | None) -> Chunk:
     """What a caller gets of a piece."""
     return Chunk(
         text=piece.text,

@@ -10,7 +10,7 @@ from pyllm.completion.beams import BeamRun
 from pyllm.completion.cache import OWNER
 from pyllm.completion.host import Call
 from pyllm.completion.parallel import ParallelRun
-from pyllm.completion.pieces import Finished, Piece, as_chunk, as_completion
+from pyllm.completion.pieces import Finished, TextDelta, as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
 from pyllm.errors import ClosedError, InvalidArgumentError
@@ -107,7 +107,7 @@ class CompletionSession:
             self.runs.append(SingleRun(self.llama, self.request, self.call, index))
             yield self.runs[-1]
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _pieces(self) -> Iterator[TextDelta]:
         if ParallelRun.suits(self.request, self.llama.context):
             parallel = self.parallel = ParallelRun(self.llama, self.request, self.call)
             yield from parallel.pieces()

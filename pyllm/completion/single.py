@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.completion.logprobs import Recorder, score_prompt
-from pyllm.completion.pieces import Finished, Piece, finished, noted
+from pyllm.completion.logprobs import LogprobsCollector, score_prompt
+from pyllm.completion.pieces import Finished, TextDelta, finished, noted
 from pyllm.core.batch import Batch
 from pyllm.core.generation import Generation
 from pyllm.core.sampler import Sampler
@@ -38,7 +38,7 @@ class SingleRun:
         self.llama, self.request, self.call, self.index = host, request, call, index
         self.chain = request.first_chain if index == 0 else request.chain(index)
         self.recorder = (
-            None if request.records is None else Recorder(self.llama.vocab, request.records, request.special)
+            None if request.records is None else LogprobsCollector(self.llama.vocab, request.records, request.special)
         )
         self.text = [request.prompt_text]
         self.cached = 0
@@ -219,22 +219,22 @@ class SingleRun:
         self.shifted = self.shifted or shifted
         return shifted
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[TextDelta]:
         """Pieces of the text as they become final; the last has the reason of the end."""
         since: list[int] = []
         if self.text[0]:
-            yield Piece(self.index, self.text[0], ())
+            yield TextDelta(self.index, self.text[0], ())
         for token in self.tokens():
             since.append(token)
             text = self.generation.stream.take() if self.generation is not None else ""
             if text:
                 self.text.append(text)
-                yield Piece(self.index, text, tuple(since), None, noted(self.request, self.recorder))
+                yield TextDelta(self.index, text, tuple(since), None, noted(self.request, self.recorder))
                 since = []
         before = len(self.text)
         choice = self.finished().choice
         rest = "".join(self.text[before:])
-        yield Piece(self.index, rest, tuple(since), choice.finish_reason, noted(self.request, self.recorder))
+        yield TextDelta(self.index, rest, tuple(since), choice.finish_reason, noted(self.request, self.recorder))
 
     @property
     def speculation(self) -> Speculation | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from pyllm.embedding.inputs import Text, Texts
 from pyllm.embedding.types import EmbeddingResponse, RerankResult
-from pyllm.engine.channel import Channel, Event, Post
 from pyllm.engine.engine import Engine, Prompt
-from pyllm.engine.job import Job
+from pyllm.engine.request import Request
+from pyllm.engine.request_stream import Event, LoopNotifier, RequestStream
 from pyllm.types import Chunk, Completion
 
 
@@ -40,7 +40,7 @@ class AsyncEngine:
         """Its chunks as they come. A cancelled task, or a loop that is left, cancels it within a step."""
         return self._events(prompt, True, arguments)
 
-    async def submit(self, prompt: Prompt, *, listener: Callable[[Event], None], **arguments: Any) -> Job:
+    async def submit(self, prompt: Prompt, *, listener: Callable[[Event], None], **arguments: Any) -> Request:
         """Hand in a request; see :meth:`pyllm.engine.Engine.submit`. A task that is cancelled meanwhile cancels it.
 
         Args:
@@ -49,16 +49,18 @@ class AsyncEngine:
             **arguments: Those of :meth:`pyllm.engine.Engine.submit`.
 
         Returns:
-            Job: The request on its way.
+            Request: The request on its way.
         """
         loop = asyncio.get_running_loop()
         # Tokenizing a long prompt takes a while, in which the loop shall go on.
-        submit = functools.partial(self.engine.submit, prompt, listener=Channel(Post.of(loop), listener), **arguments)
+        submit = functools.partial(
+            self.engine.submit, prompt, listener=RequestStream(LoopNotifier.of(loop), listener), **arguments
+        )
         submitting = loop.run_in_executor(None, submit)
         try:
             return await asyncio.shield(submitting)
         except asyncio.CancelledError:
-            # The thread goes on all the same, and then nobody would know of the job.
+            # The thread goes on all the same, and then nobody would know of the request.
             submitting.add_done_callback(_cancel)
             raise
 
@@ -78,7 +80,7 @@ class AsyncEngine:
 
     async def _events(self, prompt: Prompt, stream: bool, arguments: dict[str, Any]) -> AsyncIterator[Chunk]:
         events: asyncio.Queue[Event] = asyncio.Queue()
-        job = await self.submit(prompt, stream=stream, listener=events.put_nowait, **arguments)
+        request = await self.submit(prompt, stream=stream, listener=events.put_nowait, **arguments)
         try:
             while True:
                 event = await events.get()
@@ -88,9 +90,9 @@ class AsyncEngine:
                 if event.completion is not None:
                     return
         finally:
-            job.cancel()
+            request.cancel()
 
 
-def _cancel(submitting: asyncio.Future[Job]) -> None:
+def _cancel(submitting: asyncio.Future[Request]) -> None:
     if not submitting.cancelled() and submitting.exception() is None:
         submitting.result().cancel()

@@ -14,13 +14,14 @@ from pyllm.embedding.asks import Ask
 from pyllm.embedding.embedder import Embedder, Job
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine.adapters import Adapters
-from pyllm.engine.metrics import Counters
-from pyllm.engine.pace import Pace
-from pyllm.engine.running_decode import RunningDecode
-from pyllm.engine.vectors import SharedEmbedder, VectorJob, VectorQueue
-from pyllm.engine.wake import Wake
+from pyllm.engine.embedding_scheduler import EmbeddingScheduler, EmbeddingTask, SharedEmbedder
+from pyllm.engine.prefill_budget import PrefillBudget
+from pyllm.engine.signals import AbortableDecode, EngineLock
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import ContextParams
+
+if TYPE_CHECKING:
+    from pyllm.engine.core import EngineCore
 
 T = TypeVar("T")
 
@@ -34,10 +35,10 @@ class EngineEmbedding(EmbeddingMethods):
 
     model: Model
     context: Context
-    _vectors: VectorQueue | None
+    _embeddings: EmbeddingScheduler | None
     _adapters: Adapters
-    _wake: Wake
-    _counters: Counters
+    _lock: EngineLock
+    _core: EngineCore
     _thread: threading.Thread
     if TYPE_CHECKING:
 
@@ -48,13 +49,13 @@ class EngineEmbedding(EmbeddingMethods):
     @property
     def embeds(self) -> bool:
         """Whether it can be asked for vectors."""
-        return self._vectors is not None
+        return self._embeddings is not None
 
     def _embedder(self) -> Embedder:
         self._check_open()
-        if self._vectors is None:
+        if self._embeddings is None:
             raise InvalidArgumentError("this Engine generates texts only: make it with embeddings=True")
-        return self._vectors.embedder
+        return self._embeddings.embedder
 
     def _asked(self, ask: Ask[T], job: Job | None = None) -> T:
         vector_job = self._submit_vectors(ask)
@@ -86,24 +87,24 @@ class EngineEmbedding(EmbeddingMethods):
         vectors = job.result(0)
         return ask.finish(vectors) if len(vectors) <= _MANY_TEXTS else await asyncio.to_thread(ask.finish, vectors)
 
-    def _submit_vectors(self, ask: Ask[Any], listener: Callable[[], None] | None = None) -> VectorJob:
-        assert self._vectors is not None
+    def _submit_vectors(self, ask: Ask[Any], listener: Callable[[], None] | None = None) -> EmbeddingTask:
+        assert self._embeddings is not None
         if threading.current_thread() is self._thread:
             raise InvalidArgumentError("this is the thread that would compute it: ask from another one")
-        job = VectorJob(ask, self._adapters.chosen(None), listener)
-        with self._wake:
+        job = EmbeddingTask(ask, self._adapters.chosen(None), listener)
+        with self._lock:
             self._check_open()
             self._check_queue(ask.n_tokens)
-            self._counters.requests += 1
-            self._vectors.submit(job)
-            self._wake.notify()
+            self._core.counters.requests += 1
+            self._embeddings.submit(job)
+            self._lock.notify()
         return job
 
-    def _cancel_vectors(self, job: VectorJob) -> None:
-        assert self._vectors is not None
-        with self._wake:
-            self._vectors.cancel(job)
-            self._wake.notify()
+    def _cancel_vectors(self, job: EmbeddingTask) -> None:
+        assert self._embeddings is not None
+        with self._lock:
+            self._embeddings.cancel(job)
+            self._lock.notify()
 
 
 def products(model: Model, embeddings: bool | None) -> tuple[bool, bool]:
@@ -139,7 +140,9 @@ def bare(params: ContextParams) -> ContextParams:
     return replace(params, n_ctx=n, n_batch=n, n_ubatch=n, n_seq_max=1, swa_full=None, kv_unified=None)
 
 
-def vector_queue(context: Context, params: ContextParams, pace: Pace, decoding: RunningDecode) -> VectorQueue:
+def embedding_scheduler(
+    context: Context, params: ContextParams, pace: PrefillBudget, decoding: AbortableDecode
+) -> EmbeddingScheduler:
     """What makes the vectors of an engine.
 
     Args:
@@ -148,4 +151,4 @@ def vector_queue(context: Context, params: ContextParams, pace: Pace, decoding: 
         pace: How many tokens they get while texts are being generated.
         decoding: Aborts a decode when all requests that share it are cancelled.
     """
-    return VectorQueue(SharedEmbedder(context.model, params, context.threadpool), pace, decoding)
+    return EmbeddingScheduler(SharedEmbedder(context.model, params, context.threadpool), pace, decoding)

@@ -1,10 +1,11 @@
-"""Engine: many requests at once on one model. One thread owns the context, and callers hand it requests."""
+"""Engine: many requests at once on one model, computed by a thread of its own."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import abc
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,31 +18,26 @@ from pyllm.core.context import Context
 from pyllm.core.introspection import not_pickled
 from pyllm.core.model import Model
 from pyllm.engine.adapters import AdapterMethods, Adapters
-from pyllm.engine.beams import BeamLane, BeamText
-from pyllm.engine.between import BetweenSteps
-from pyllm.engine.cache import SequenceCache
-from pyllm.engine.channel import Channel, Event
-from pyllm.engine.drafts import Drafts
-from pyllm.engine.embedding import EngineEmbedding, bare, products, vector_queue
-from pyllm.engine.host import HostCache, check_host_bytes
-from pyllm.engine.job import Job
-from pyllm.engine.lane import Lane
-from pyllm.engine.metrics import Counters, Metrics, look
-from pyllm.engine.pace import Pace
-from pyllm.engine.running_decode import RunningDecode
+from pyllm.engine.beam_search import BeamSearchRunner
+from pyllm.engine.core import EngineCore
+from pyllm.engine.deterministic import DeterministicRunner
+from pyllm.engine.drafter_pool import DrafterPool
+from pyllm.engine.embedding import EngineEmbedding, bare, embedding_scheduler, products
+from pyllm.engine.host_kv_cache import check_host_bytes
+from pyllm.engine.metrics import Metrics, collect_metrics
+from pyllm.engine.prefill_budget import PrefillBudget
+from pyllm.engine.request import Request
+from pyllm.engine.request_stream import Event, RequestStream
+from pyllm.engine.signals import AbortableDecode, CallQueue, EngineLock
 from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
 from pyllm.engine.slot_files import SlotMethods
-from pyllm.engine.slots import Slots
-from pyllm.engine.steps import Steps
-from pyllm.engine.texts import PromptRecord, Text
-from pyllm.engine.wake import Wake
-from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
+from pyllm.errors import ClosedError, ContextError, InvalidArgumentError, OutOfMemoryError, PyllmError
 from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Completion
 
-Prompt = str | bytes | Sequence[int] | NDArray[np.integer[Any]]
+Prompt = str | bytes | abc.Sequence[int] | NDArray[np.integer[Any]]
 
 
 class QueueFullError(PyllmError, RuntimeError):
@@ -49,31 +45,31 @@ class QueueFullError(PyllmError, RuntimeError):
 
 
 class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
-    """Generates many texts at once, and lets requests come and go at any time.
+    """Generates many texts at once; requests come and go at any time.
 
     Args:
         model: As for :class:`pyllm.Llama`.
-        n_ctx: Size of the KV cache in tokens, for all texts together. None: the length the model was trained with,
-            at most 4096, for each of `n_parallel` texts.
-        n_parallel: Texts that are computed at once.
-        kv_unified: Whether all texts share one cache, and one of them may fill it: what is equal takes room once, and
-            where it is full texts stop and go on later. Each token then is compared with the cells of all texts, which
-            costs time. Otherwise each of them has ``n_ctx / n_parallel`` tokens of its own.
+        n_ctx: Size of the KV cache in tokens, for all sequences together. None: the length the model was trained with,
+            at most 4096, for each of `n_parallel` sequences.
+        n_parallel: Sequences that run at once.
+        kv_unified: Whether sequences share one KV cache, and one of them may fill it: equal prefixes take room once,
+            and where the cache is full sequences are preempted and go on later. Attention then covers the cells of all
+            sequences, which costs time. Otherwise each sequence has ``n_ctx / n_parallel`` tokens of its own.
         n_batch: Tokens of one step.
-        n_prompt: Tokens of prompts in a step while texts are being generated, at most.
-        target_ms: How long running texts may wait for their next token while prompts are read. None: as long as
+        n_prompt: Most prefill tokens of a step beside running sequences.
+        target_ms: Longest time between two tokens of a running sequence during prefills of others. None: as long as
             `n_prompt` tokens take.
         max_queued: Requests that may wait; more are refused with QueueFullError. None: any number.
         max_queued_tokens: Tokens of prompts that may wait.
-        cache_prompt: Whether requests share what is computed of equal beginnings, unless they say otherwise.
-        host_cache_bytes: Bytes of the host's memory for texts that had to leave the KV cache, so that they need not be
-            computed again. None: an eighth of what is free, 8 GiB at most. 0: nothing is kept.
+        cache_prompt: Whether requests share cached prefixes, unless they say otherwise.
+        host_cache_bytes: Bytes of host memory for sequences that leave the KV cache, so that they need not be computed
+            again. None: an eighth of what is free, 8 GiB at most. 0: nothing is kept.
         seed: Seed for every request that names none. None: a new random one each time.
         lora: LoRA adapters for every request that names none, as for :class:`pyllm.Llama`. With a scale of 0 one is
             only loaded, and requests can name it.
         draft: A draft model, as for :class:`pyllm.Llama`.
         speculative: How drafts are made for requests that do not say it, as for :class:`pyllm.Llama`.
-        speculate_up_to: Drafts are made while so many texts run, and none while more do, which fill the batch already.
+        speculate_up_to: Drafts are made while at most so many sequences run: more of them fill the batch already.
         embeddings: Make vectors as well, in contexts of their own; see :meth:`embed`. A model that was made for vectors
             makes only these; False: it generates texts all the same, if it can. None: what it was made for.
         check_memory: Refuse a model or a context that does not fit into memory, before anything is allocated.
@@ -138,7 +134,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             self._adapters = Adapters(self.model, lora)
             self.context = Context(self.model, **given(fitted if self.generates else bare(fitted)))
             layers = of_model.get("n_gpu_layers")
-            self._drafts = Drafts(self.context, draft, speculative, speculate_up_to, n_gpu_layers=layers)
+            self._drafters = DrafterPool(self.context, draft, speculative, speculate_up_to, n_gpu_layers=layers)
         except BaseException:
             if self._owns_model:
                 self.model.close()
@@ -149,59 +145,60 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         self.n_parallel = n_parallel
         self.max_queued, self.max_queued_tokens = max_queued, max_queued_tokens
         for_vectors = ContextParams(**of_context, n_ctx=None if self.generates else n_ctx)
-        self._wake = Wake()
-        self._decoding = RunningDecode(self._wake)
-        pace = Pace(n_batch, target_ms, n_prompt)
-        self._vectors = vector_queue(self.context, for_vectors, pace, self._decoding) if embeds else None
-        # The memory of a recurrent model cannot be cut: what it holds is taken over as a whole.
-        whole = self.model.is_recurrent or self.model.is_hybrid
-        # What is saved of a sliding window is what the end of the text looks at.
-        self._host = HostCache(self.context.state, host_bytes, whole=whole or self.model.n_swa > 0)
-        self._cache = SequenceCache(
-            self.context.memory,
-            self.context.n_ctx,
-            self._host,
-            n_sequences=self.context.n_seq_max,
-            n_each=None if kv_unified else self.context.n_ctx_seq,
-            window=self.model.n_swa,
-        )
-        self._slots = Slots(n_parallel)
+        self._lock = EngineLock()
+        self._decoding = AbortableDecode(self._lock)
+        budget = PrefillBudget(n_batch, target_ms, n_prompt)
+        self._embeddings = embedding_scheduler(self.context, for_vectors, budget, self._decoding) if embeds else None
         self._context_params = fitted
-        self._lane = Lane(
+        fixed = {name: value for name, value in of_context.items() if value is not None}
+        deterministic = DeterministicRunner(
             lambda: self._own_context(ContextParams(**of_context | {"n_ctx": self.context.n_ctx_seq, "n_seq_max": 1}))
         )
-        fixed = {name: value for name, value in of_context.items() if value is not None}
-        self._beams = BeamLane(
+        beams = BeamSearchRunner(
             lambda sizes: self._own_context(
                 loading.with_n_ctx(self.model, replace(sizes, **fixed), of_model, check=check_memory)
             )
         )
-        self._counters = Counters()
-        self._steps = Steps(
+        self._core = EngineCore(
             self.context,
-            self._cache,
-            self._slots,
-            self._drafts,
-            self._vectors,
-            self._lane,
-            self._beams,
-            Pace(n_batch, target_ms, n_prompt),
-            self._counters,
+            PrefillBudget(n_batch, target_ms, n_prompt),
             self._decoding,
-            called=self._wake.called,
-            n_parallel=n_parallel,
-            whole=whole,
+            n_running=n_parallel,
+            unified=kv_unified,
+            host_bytes=host_bytes,
+            drafters=self._drafters,
+            embeddings=self._embeddings,
+            deterministic=deterministic,
+            beams=beams,
+            work_available=self._lock.work_available,
+            make_context=self._new_context,
         )
-        self._texts = self._steps.texts
-        self._between = BetweenSteps(self._wake, self._check_open)
-        self._adapters.load = self._between.run
-        self._new: list[Job] = []
-        self._cancels: list[Job] = []
+        self._deterministic, self._beams = deterministic, beams
+        self._calls = CallQueue(self._lock, self._check_open)
+        self._adapters.load = self._calls.run
+        self._new: list[Request] = []
+        self._cancels: list[Request] = []
         self._numbers = 0
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="pyllm engine", daemon=True)
-        self._between.thread = self._thread
+        self._calls.thread = self._thread
         self._thread.start()
+
+    def _new_context(self) -> Context:
+        """Make the context anew, in the place of one that is of no use any more."""
+        old, params = self.context, given(self._context_params)
+        threadpool = old.threadpool
+        try:
+            # The old one stays open meanwhile, where memory allows: callers look at its sizes.
+            new = Context(self.model, **params)
+        except (ContextError, OutOfMemoryError):
+            old.close()
+            new = Context(self.model, **params)
+        if threadpool is not None:
+            new.attach_threadpool(threadpool)
+        self.context = new
+        old.close()
+        return new
 
     def _own_context(self, params: ContextParams) -> Context:
         """A context for requests that are computed apart from the others."""
@@ -221,13 +218,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         deterministic: bool = False,
         lora: Lora | None = None,
         slot: int | None = None,
-        listener: Callable[[Event], None] | Channel | None = None,
+        listener: Callable[[Event], None] | RequestStream | None = None,
         **arguments: Any,
-    ) -> Job:
+    ) -> Request:
         """Hand in a request, and go on.
 
         Args:
-            prompt: Text or token ids.
+            prompt: Sequence or token ids.
             priority: Smaller ones go first.
             stream: Whether its chunks are wanted as they come, and not only the whole.
             deterministic: The same seed and arguments give the same text again, whatever else the engine does. Such
@@ -236,12 +233,12 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
                 An empty one: none. None: those of the engine. What is loaded stays loaded.
             slot: The slot that it is computed in, if that is free then; see :meth:`slots`. None, or -1: any.
             listener: Called with each chunk, and with the exception that ends it, in the engine's thread instead of
-                keeping them for an iteration; it must be quick and raise nothing. With a Channel, in an event loop.
+                keeping them for an iteration; it must be quick and raise nothing. A RequestStream: in its event loop.
             **arguments: Those of :meth:`pyllm.Llama.create_completion`. A beam search runs beside the other requests,
                 in a context of its own that is made when it is needed; its chunks come when the search is complete.
 
         Returns:
-            Job: The request on its way.
+            Request: The request on its way.
 
         Raises:
             QueueFullError: Too many wait.
@@ -254,38 +251,38 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             raise InvalidArgumentError(f"priority must be an integer, not {priority!r}")
         if not self.generates:
             raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
-        request = CompletionRequest(self, prompt, arguments)
-        if request.overflow.rule != "error":
-            raise InvalidArgumentError(f"overflow={request.overflow.rule!r} is for a Llama: here a text ends instead")
-        adapters, wanted_slot = self._adapters.chosen(lora), self._slots.wanted(slot)
-        job = Job(self._cancel, request, priority, listener, stream)
-        with self._wake:
+        asked = CompletionRequest(self, prompt, arguments)
+        if asked.overflow.rule != "error":
+            raise InvalidArgumentError(f"overflow={asked.overflow.rule!r} is for a Llama: here a text ends instead")
+        adapters, wanted_slot = self._adapters.chosen(lora), self._core.slots.wanted(slot)
+        with self._lock:
             self._check_open()
-            self._check_queue(len(request.ids))
-            self._check_sampler(request)
-            self._counters.requests += 1
-            texts = []
-            for index in range(request.best_of):
-                self._numbers += 1
-                if request.beams is not None:
-                    text: Text = BeamText(request, index, self._numbers, priority)
-                else:
-                    text = Text(request, index, self._numbers, priority, alone=deterministic)
-                text.task.adapters, text.wanted_slot = adapters, wanted_slot
-                texts.append(text)
-            job.begin(texts)
-            PromptRecord.begin(job.texts)
-            self._new.append(job)
-            self._wake.notify()
-        return job
+            self._check_queue(len(asked.ids))
+            self._check_sampler(asked)
+            self._core.counters.requests += 1
+            request = Request(
+                asked,
+                number=self._numbers + 1,
+                priority=priority,
+                deterministic=deterministic,
+                adapters=adapters,
+                slot=wanted_slot,
+                streamed=stream,
+                listener=listener,
+                cancel=self._cancel,
+            )
+            self._numbers += len(request.sequences)
+            self._new.append(request)
+            self._lock.notify()
+        return request
 
     def complete(self, prompt: Prompt, **arguments: Any) -> Completion:
         """One request, from beginning to end; see :meth:`submit`."""
-        job = self.submit(prompt, stream=False, **arguments)
+        request = self.submit(prompt, stream=False, **arguments)
         try:
-            return job.result()
+            return request.result()
         except BaseException:
-            job.cancel()
+            request.cancel()
             raise
 
     def generate(self, prompts: Iterable[Prompt], *, progress: bool = False, **arguments: Any) -> list[Completion]:
@@ -299,28 +296,25 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         Returns:
             list[Completion]: In the order of the prompts.
         """
-        jobs: list[Job] = []
+        requests: list[Request] = []
         try:
             for prompt in prompts:
-                jobs.append(self.submit(prompt, stream=False, **arguments))
+                requests.append(self.submit(prompt, stream=False, **arguments))
             if not progress:
-                return [job.result() for job in jobs]
+                return [request.result() for request in requests]
             from rich.console import Console
             from rich.progress import track
 
-            return [job.result() for job in track(jobs, "texts", console=Console(stderr=True))]
+            return [request.result() for request in track(requests, "texts", console=Console(stderr=True))]
         except BaseException:
-            for job in jobs:
-                job.cancel()
+            for request in requests:
+                request.cancel()
             raise
 
     def metrics(self) -> Metrics:
         """What it is doing and has done."""
-        with self._wake:
-            n_new = sum(len(job.texts) for job in self._new)
-            return look(
-                list(self._texts.values()), n_new, self._cache, self._counters, self._drafts.total, self._vectors
-            )
+        with self._lock:
+            return collect_metrics(self._core, sum(len(request.sequences) for request in self._new))
 
     def speculation_params(self, value: Any) -> SpeculationParams | None:
         """How a request drafts that is given `value` as ``speculative=``; None: without drafts.
@@ -328,7 +322,7 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         Raises:
             InvalidArgumentError: There is no such way to draft, or it cannot be done here.
         """
-        return self._drafts.params(value)
+        return self._drafters.params(value)
 
     def detokenize(self, tokens: Any) -> str:
         """Turn token ids into text."""
@@ -336,15 +330,15 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
     def close(self) -> None:
         """Stop: requests that have not ended fail with ClosedError. Closing twice is allowed."""
-        with self._wake:
+        with self._lock:
             self._closing = True
-            self._wake.notify()
+            self._lock.notify()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-            self._drafts.close()
-            if self._vectors is not None:
-                self._vectors.close()
-            self._lane.close()
+            self._drafters.close()
+            if self._embeddings is not None:
+                self._embeddings.close()
+            self._deterministic.close()
             self._beams.close()
             self.context.close()
             self._adapters.close()
@@ -367,13 +361,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
     def __repr__(self) -> str:
         return f"<Engine {self.model!r}, n_parallel={self.n_parallel}{', closed' if self._closing else ''}>"
 
-    def _cancel(self, job: Job) -> None:
-        with self._wake:
-            if not job.done and not job.cancelled:
-                job.cancelled = True
-                self._cancels.append(job)
+    def _cancel(self, request: Request) -> None:
+        with self._lock:
+            if not request.done and not request.cancelled:
+                request.cancelled = True
+                self._cancels.append(request)
                 self._decoding.check()
-                self._wake.notify()
+                self._lock.notify()
 
     def _check_open(self) -> None:
         if self._closing:
@@ -381,17 +375,19 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 
     def _check_queue(self, n_tokens: int) -> None:
         # The thread of the engine takes texts out meanwhile.
-        waiting = [text for text in list(self._texts.values()) if text.task.seq is None]
-        vectors = [] if self._vectors is None else self._vectors.waiting
-        n = len({text.request.id for text in waiting}) + len(self._new) + len(vectors)
+        waiting = [sequence for sequence in list(self._core.sequences.values()) if sequence.seq_id is None]
+        vectors = [] if self._embeddings is None else self._embeddings.waiting
+        n = len({sequence.request.id for sequence in waiting}) + len(self._new) + len(vectors)
         if self.max_queued is not None and n >= max(self.max_queued, 1):
-            self._counters.rejected += 1
+            self._core.counters.rejected += 1
             raise QueueFullError(f"{n} requests wait already, and max_queued={self.max_queued}")
         if self.max_queued_tokens is not None:
-            tokens = sum(text.task.n_left for text in waiting) + sum(len(job.request.ids) for job in self._new)
-            tokens += sum(job.ask.n_tokens for job in vectors)
+            tokens = sum(sequence.n_left for sequence in waiting) + sum(
+                len(request.completion_request.ids) for request in self._new
+            )
+            tokens += sum(request.ask.n_tokens for request in vectors)
             if tokens and tokens + n_tokens > self.max_queued_tokens:
-                self._counters.rejected += 1
+                self._core.counters.rejected += 1
                 raise QueueFullError(
                     f"prompts of {tokens} tokens wait already, this one has {n_tokens}, and "
                     f"max_queued_tokens={self.max_queued_tokens}"
@@ -401,7 +397,8 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         """A sampler knows what it has chosen, and two texts would mix that up."""
         if request.sampler is None:
             return
-        others = [text.request for text in list(self._texts.values())] + [job.request for job in self._new]
+        others = [sequence.request for sequence in list(self._core.sequences.values())]
+        others += [waiting.completion_request for waiting in self._new]
         if any(other.sampler is request.sampler for other in others):
             raise InvalidArgumentError(
                 "this sampler belongs to a request that has not ended: give each request one of its own, or describe "
@@ -411,43 +408,45 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
     # ---- the thread of the engine
 
     def _loop(self) -> None:
+        core, lock, embeddings = self._core, self._lock, self._embeddings
         error: BaseException = ClosedError("the Engine was closed before the request had ended")
         try:
             while True:
-                # While texts go on and nothing has come there is nothing to wait for. What comes now is seen next time.
-                if self._wake.called or not self._texts or self._vectors:
-                    with self._wake:
-                        self._wake.called.clear()
-                        work = (self._new, self._cancels, self._texts)
-                        while not (self._closing or any(work) or self._between or self._vectors):
-                            self._wake.wait()
+                # While sequences run and nothing has come, the lock is not needed.
+                if lock.work_available or not core.sequences or embeddings:
+                    with lock:
+                        lock.work_available.clear()
+                        while not (self._closing or self._new or self._cancels or self._calls or core.has_work):
+                            lock.wait()
                         if self._closing:
                             break
                         self._take_in()
-                if self._between:
-                    self._between.carry_out()
-                    self._steps.unsettle()
-                self._steps.step()
+                if self._calls:
+                    self._calls.carry_out()
+                    core.unsettle()
+                core.step()
         except BaseException as cause:
             error = cause
         finally:
-            with self._wake:
+            with lock:
                 self._closing = True
-                jobs = [*self._steps.clear(), *self._new]
+                requests = [*core.clear(), *self._new]
                 self._new.clear()
-                self._between.fail(error)
-                if self._vectors is not None:
-                    self._vectors.fail(error)
-            for job in jobs:
-                job.fail(error)
+                self._calls.fail(error)
+                if embeddings is not None:
+                    embeddings.fail(error)
+            for request in requests:
+                request.fail(error)
 
     def _take_in(self) -> None:
-        """What callers have asked for since the last step."""
-        self._steps.take_in(self._new)
+        """Hand what callers have asked for since the last step to the core."""
+        for request in self._new:
+            self._core.add_request(request)
         self._new.clear()
-        if self._vectors is not None:
-            self._counters.cancelled += self._vectors.take_in()
-        self._steps.cancel(self._cancels)
+        if self._embeddings is not None:
+            self._core.counters.cancelled += self._embeddings.take_in()
+        for request in self._cancels:
+            self._core.abort(request)
         self._cancels.clear()
 
 

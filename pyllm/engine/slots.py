@@ -1,4 +1,4 @@
-"""The places where texts are computed, as others see them: what is in each, and what the last text there has left."""
+"""The slots where sequences are computed, what each holds, and what `/slots` shows of it."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.engine.prefix import common_length
+from pyllm.engine.radix_tree import common_length
 from pyllm.errors import InvalidArgumentError, PyllmError
 
 if TYPE_CHECKING:
     from pyllm.completion.request import CompletionRequest
     from pyllm.engine.adapters import AdapterSet
-    from pyllm.engine.texts import Text
+    from pyllm.engine.sequence import Sequence
 
-# A prompt goes to the slot whose last text it goes on with, if so much of it is the same.
+# A prompt goes to the slot whose last sequence it goes on with, if so much of it is the same.
 _SIMILAR = 0.1
 
 
 class SlotBusyError(PyllmError, RuntimeError):
-    """A text is being computed in the slot; ask again when it has ended."""
+    """A sequence is being computed in the slot; ask again when it has ended."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Slot:
-    """A look at one of the places where texts are computed.
+class SlotInfo:
+    """A look at one of the places where sequences are computed.
 
     Attributes:
         id: Its number, from 0.
-        running: Whether a text is computed there now.
-        task: The number of that text, or of the last one; None: there was none.
+        running: Whether a sequence is computed there now.
+        task: The number of that sequence, or of the last one; None: there was none.
         request: What was asked for, or None.
         n_prompt: Tokens of the prompt.
         n_read: How many of these were computed.
@@ -55,115 +55,124 @@ class Slot:
 
 
 @dataclass(slots=True)
-class _Place:
-    text: Text | None = None
-    look: Slot | None = None  # at the last text, when it had ended
-    ids: NDArray[np.int32] | None = None  # what it has left, and with which adapters
+class Slot:
+    """A place where one sequence at a time is computed.
+
+    Attributes:
+        sequence: The sequence that is computed there, or None.
+        last: What the slot showed when its last sequence ended.
+        ids: The tokens that the last sequence has left, or None.
+        adapters: The adapters that they were computed with.
+        order: Grows with each sequence that ends in a slot.
+    """
+
+    sequence: Sequence | None = None
+    last: SlotInfo | None = None
+    ids: NDArray[np.int32] | None = None
     adapters: Hashable = ()
     order: int = 0
 
 
 class Slots:
-    """Knows which text is in which slot. A text has one while it is computed, and what it leaves is known by it.
+    """The slots of an engine. A sequence has one while it is computed, and what it leaves is known by it.
 
-    The sequences of the KV cache are more than the slots, and requests find what is there in whichever slot it was
-    computed: a slot is a name for it, by which it can be saved, restored and erased.
+    The KV cache has more sequences than there are slots, and requests find prefixes there whichever slot they were
+    computed in. A slot is a name for what it holds, by which that can be saved, restored and erased.
 
     Args:
-        n: How many there are: as many as texts are computed at once.
+        n: How many there are: as many as sequences run at once.
     """
 
     def __init__(self, n: int) -> None:
-        self._places = [_Place() for _ in range(n)]
+        self._slots = [Slot() for _ in range(n)]
         self._orders = 0
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._slots)
 
-    def check(self, slot: int) -> int:
+    def check(self, number: int) -> int:
         """The number of a slot.
 
         Raises:
-            InvalidArgumentError: There is none of that number.
+            InvalidArgumentError: There is no such slot.
         """
-        if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < len(self._places):
-            raise InvalidArgumentError(f"slot must be a number from 0 to {len(self._places) - 1}, not {slot!r}")
-        return slot
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self._slots):
+            raise InvalidArgumentError(f"slot must be a number from 0 to {len(self._slots) - 1}, not {number!r}")
+        return number
 
-    def wanted(self, slot: int | None) -> int | None:
-        """As :meth:`check`, where None and -1 stand for any."""
-        return None if slot is None or (slot == -1 and not isinstance(slot, bool)) else self.check(slot)
+    def wanted(self, number: int | None) -> int | None:
+        """As :meth:`check`, where None and -1 stand for any slot."""
+        return None if number is None or (number == -1 and not isinstance(number, bool)) else self.check(number)
 
     # ---- for the thread of the engine
 
-    def begin(self, text: Text) -> None:
-        """A text is computed from now on; it gets the slot that it names, if that is free, or one that suits it."""
-        free = [i for i, place in enumerate(self._places) if place.text is None]
-        assert free, "more texts run than there are slots"
-        text.slot = text.wanted_slot if text.wanted_slot in free else self._suiting(free, text.task.ids)
-        place = self._places[text.slot]
-        place.text, place.look, place.ids = text, None, None
+    def begin(self, sequence: Sequence) -> None:
+        """A sequence begins to run: in the slot that it asked for, if that is free, or in the best one."""
+        free = [i for i, slot in enumerate(self._slots) if slot.sequence is None]
+        assert free, "more sequences run than there are slots"
+        sequence.slot = sequence.wanted_slot if sequence.wanted_slot in free else self._best(free, sequence.ids)
+        slot = self._slots[sequence.slot]
+        slot.sequence, slot.last, slot.ids = sequence, None, None
 
-    def end(self, text: Text) -> None:
-        """A text is not computed any more; called before its tokens leave its sequence."""
-        place = self._places[text.slot] if 0 <= text.slot < len(self._places) else None
-        if place is None or place.text is not text:
+    def end(self, sequence: Sequence) -> None:
+        """A sequence stops running; called before its tokens leave the KV cache."""
+        slot = self._slots[sequence.slot] if 0 <= sequence.slot < len(self._slots) else None
+        if slot is None or slot.sequence is not sequence:
             return
         self._orders += 1
-        place.look = _look(text.slot, text, running=False)
-        place.text, place.order = None, self._orders
-        place.ids = place.look.ids if text.task.shares and len(place.look.ids) else None
-        place.adapters = text.task.adapters
+        slot.last = _info(sequence.slot, sequence, running=False)
+        slot.sequence, slot.order = None, self._orders
+        slot.ids = slot.last.ids if sequence.shares and len(slot.last.ids) else None
+        slot.adapters = sequence.adapters
 
-    def held(self, slot: int) -> tuple[NDArray[np.int32], Hashable] | None:
-        """The tokens that the last text of a slot has left, and its adapters; None where there are none."""
-        place = self._places[slot]
-        return None if place.ids is None else (place.ids, place.adapters)
+    def held(self, number: int) -> tuple[NDArray[np.int32], Hashable] | None:
+        """The tokens that the last sequence of a slot has left, and their adapters; None: there are none."""
+        slot = self._slots[number]
+        return None if slot.ids is None else (slot.ids, slot.adapters)
 
-    def is_running(self, slot: int) -> bool:
-        """Whether a text is computed there."""
-        return self._places[slot].text is not None
+    def is_running(self, number: int) -> bool:
+        """Whether a sequence is computed there."""
+        return self._slots[number].sequence is not None
 
-    def put(self, slot: int, ids: NDArray[np.int32], adapters: Hashable) -> None:
+    def put(self, number: int, ids: NDArray[np.int32], adapters: Hashable) -> None:
         """A slot holds this now, whatever it held."""
-        place = self._places[slot]
-        place.ids, place.adapters = ids, adapters
-        place.look = Slot(slot, ids=ids)
+        slot = self._slots[number]
+        slot.ids, slot.adapters = ids, adapters
+        slot.last = SlotInfo(number, ids=ids)
 
-    def erase(self, slot: int) -> None:
+    def erase(self, number: int) -> None:
         """A slot holds nothing any more."""
-        place = self._places[slot]
-        place.ids = place.look = None
+        slot = self._slots[number]
+        slot.ids = slot.last = None
 
-    def look(self) -> list[Slot]:
+    def info(self) -> list[SlotInfo]:
         """What is in each of them."""
         return [
-            # The thread of the engine may end a text between two looks at it.
-            _look(i, text, running=True) if (text := place.text) is not None else place.look or Slot(i)
-            for i, place in enumerate(self._places)
+            # The thread of the engine may end a sequence meanwhile.
+            _info(i, sequence, running=True) if (sequence := slot.sequence) is not None else slot.last or SlotInfo(i)
+            for i, slot in enumerate(self._slots)
         ]
 
-    def _suiting(self, free: list[int], ids: NDArray[np.int32]) -> int:
+    def _best(self, free: list[int], ids: NDArray[np.int32]) -> int:
         best, found = None, _SIMILAR * len(ids)
         for i in free:
-            held = self._places[i].ids
+            held = self._slots[i].ids
             n = 0 if held is None else common_length(held, ids)
             if n > found:
                 best, found = i, n
-        return min(free, key=lambda i: self._places[i].order) if best is None else best
+        return min(free, key=lambda i: self._slots[i].order) if best is None else best
 
 
-def _look(slot: int, text: Text, *, running: bool) -> Slot:
-    task = text.task
-    return Slot(
-        id=slot,
+def _info(number: int, sequence: Sequence, *, running: bool) -> SlotInfo:
+    return SlotInfo(
+        id=number,
         running=running,
-        task=task.id,
-        request=text.request,
-        n_prompt=text.n_prompt,
-        n_read=max(0, min(task.n_computed, text.n_prompt) - text.cached),
-        n_cached=text.cached,
-        n_generated=text.row.n_generated,
-        ids=task.ids[: task.n_computed],
-        adapters=cast("AdapterSet", task.adapters),
+        task=sequence.id,
+        request=sequence.request,
+        n_prompt=sequence.n_prompt,
+        n_read=max(0, min(sequence.n_computed, sequence.n_prompt) - sequence.n_cached),
+        n_cached=sequence.n_cached,
+        n_generated=sequence.row.n_generated,
+        ids=sequence.ids[: sequence.n_computed],
+        adapters=cast("AdapterSet", sequence.adapters),
     )

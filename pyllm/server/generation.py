@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from typing import Any
 
-from pyllm.engine.channel import Event
 from pyllm.engine.engine import Prompt
-from pyllm.engine.job import Job
+from pyllm.engine.request import Request
+from pyllm.engine.request_stream import Event
 from pyllm.processors.base import copied
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.sampling import MOST_TEXTS
@@ -34,7 +34,7 @@ class Generation:
 
     def __init__(self, state: ServerState) -> None:
         self.state = state
-        self.jobs: list[Job] = []
+        self.jobs: list[Request] = []
         self.completions: dict[int, Completion] = {}
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._unread = 0

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from pyllm.types import Completion
 
 if TYPE_CHECKING:
-    from pyllm.engine import Engine, Job
+    from pyllm.engine import Engine, Request
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -55,7 +55,7 @@ class ServerMetrics:
         if engine is not None:
             self.registry.register(_EngineCollector(engine, self))
 
-    def observe(self, job: Job, completion: Completion) -> None:
+    def observe(self, job: Request, completion: Completion) -> None:
         """A request has ended well."""
         timings = completion.timings
         self.prompt_seconds += timings.prompt_ms / 1000
@@ -115,7 +115,7 @@ class _EngineCollector:
             "llamacpp:n_tokens_max": ("Most tokens that a sequence has had.", now.n_tokens_max),
             "llamacpp:n_busy_slots_per_decode": (
                 "Mean number of texts in a step.",
-                now.n_step_texts / now.n_steps if now.n_steps else 0.0,
+                now.n_step_sequences / now.n_steps if now.n_steps else 0.0,
             ),
             "llamacpp:requests_deferred": ("Texts that wait.", now.n_waiting),
             "llamacpp:prompt_tokens_seconds": (

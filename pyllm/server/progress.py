@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from pyllm.engine import Job
+from pyllm.engine import Request
 from pyllm.server.generation import Generation
 from pyllm.types import Chunk
 
@@ -92,7 +92,7 @@ async def _next(events: AsyncGenerator[tuple[int, Chunk], None]) -> tuple[int, C
 class _Reading:
     """What has been said of a prompt."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Request) -> None:
         self.job = job
         self.ended = False
         self._said: int | None = None
@@ -101,17 +101,17 @@ class _Reading:
         """What is new while it is read."""
         if self.ended or self.job.started is None:
             return []
-        return self._upto(min(self.job.texts[0].task.n_computed, len(self.job.request.ids)))
+        return self._upto(min(self.job.sequences[0].n_computed, len(self.job.completion_request.ids)))
 
     def end(self) -> list[Progress]:
         """What is new once the text has begun."""
         if self.ended:
             return []
         self.ended = True
-        return self._upto(len(self.job.request.ids))
+        return self._upto(len(self.job.completion_request.ids))
 
     def _upto(self, processed: int) -> list[Progress]:
-        cached = self.job.texts[0].cached
+        cached = self.job.sequences[0].n_cached
         found = [] if self._said is not None else [cached]
         if processed > (cached if self._said is None else self._said):
             found.append(processed)
@@ -122,4 +122,4 @@ class _Reading:
     def _progress(self, cached: int, processed: int) -> Progress:
         started = self.job.started
         time_ms = 0.0 if started is None else 1000 * (time.perf_counter() - started)
-        return Progress(len(self.job.request.ids), cached, processed, time_ms)
+        return Progress(len(self.job.completion_request.ids), cached, processed, time_ms)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from pyllm.engine import Job
+from pyllm.engine import Request
 from pyllm.types import Completion, Speculation
 
 
@@ -32,7 +32,7 @@ def timings_of(completions: Sequence[Completion], *, n_generated: int | None = N
     return timings | _drafted([completion.speculation for completion in completions])
 
 
-def timings_so_far(job: Job, n_generated: int) -> dict[str, Any]:
+def timings_so_far(job: Request, n_generated: int) -> dict[str, Any]:
     """The timings of a request that is running.
 
     Args:
@@ -42,11 +42,11 @@ def timings_so_far(job: Job, n_generated: int) -> dict[str, Any]:
     now = time.perf_counter()
     first = job.first_token or now
     started = job.started or first
-    cached = job.texts[0].cached
+    cached = job.sequences[0].n_cached
     timings = _timings(
-        cached, len(job.request.ids) - cached, 1000 * (first - started), n_generated, 1000 * (now - first)
+        cached, len(job.completion_request.ids) - cached, 1000 * (first - started), n_generated, 1000 * (now - first)
     )
-    return timings | _drafted([text.drafting.report() for text in job.texts if text.drafting is not None])
+    return timings | _drafted([sequence.drafts.report() for sequence in job.sequences if sequence.drafts is not None])
 
 
 def _drafted(reports: Sequence[Speculation | None]) -> dict[str, int]:

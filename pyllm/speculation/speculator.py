@@ -74,6 +74,11 @@ class Speculator:
         if self.model is not None and self._owns_model:
             self.model.close()
 
+    def use(self, context: Context) -> None:
+        """Draft for another context of the same model. Drafters are made anew when they are needed."""
+        self._close_drafter()
+        self.context = context
+
     def abort(self) -> None:
         """Abort what the draft model computes, or will compute next. Takes no lock."""
         context = self._draft_context

@@ -10,9 +10,9 @@ import pytest
 
 from pyllm import Model
 from pyllm.embedding.asks import Ask
-from pyllm.engine import Engine, Job
-from pyllm.engine.pace import Pace
-from pyllm.engine.running_decode import RunningDecode
+from pyllm.engine import Engine, Request
+from pyllm.engine.prefill_budget import PrefillBudget
+from pyllm.engine.signals import AbortableDecode
 
 LONG = np.arange(3, 1800, dtype=np.int32) % 200 + 5
 
@@ -23,7 +23,7 @@ class Held:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
         self.begun, self.ended = threading.Event(), threading.Event()
         self.aborted = False
-        runner, decoding = engine._steps.runner, engine._decoding
+        runner, decoding = engine._core.runner, engine._decoding
         decode, check = runner.decode, decoding.check
 
         def noted() -> None:
@@ -49,7 +49,7 @@ def engine(tiny_model: Model) -> Any:
         yield engine
 
 
-def read(engine: Engine, ids: np.ndarray) -> Job:
+def read(engine: Engine, ids: np.ndarray) -> Request:
     return engine.submit(ids, max_tokens=4, temperature=0, stream=False)
 
 
@@ -91,7 +91,7 @@ def test_what_was_there_before_stays(engine, monkeypatch) -> None:
 
 
 def test_a_decode_that_another_request_shares_goes_on(engine, monkeypatch) -> None:
-    with engine._wake:
+    with engine._lock:
         first, second = read(engine, LONG[:200]), read(engine, LONG[50:250])
         held = Held(monkeypatch, engine)
     assert held.begun.wait(60)
@@ -114,7 +114,7 @@ def test_an_abort_that_comes_late_ends_no_other_decode(engine) -> None:
 
 def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None:
     with Engine(load("bert"), n_threads=1) as engine:
-        queue = engine._vectors
+        queue = engine._embeddings
         assert queue is not None
         begun, aborted, cancel = threading.Event(), threading.Event(), queue.embedder.cancel
 
@@ -142,7 +142,7 @@ def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None
 
 
 def test_portions_that_requests_share_are_bounded_by_time() -> None:
-    pace = Pace(2048, None, 512)
+    pace = PrefillBudget(2048, None, 512)
     assert pace.n_shared <= 256
     pace.measured(0, 256, 512.0)  # 2 ms for a token
     assert pace.n_shared == 150
@@ -160,7 +160,7 @@ def test_only_the_requests_of_a_decode_count() -> None:
     class Request:
         cancelled = False
 
-    decoding = RunningDecode(threading.Condition())
+    decoding = AbortableDecode(threading.Condition())
     one, two = Request(), Request()
     decoding.check()
     with decoding([one, two], lambda: calls.append("abort"), lambda: calls.append("clear")):

@@ -57,7 +57,7 @@ def test_mixed_texts_are_what_they_are_alone(engine: Engine, adapters: list[Path
 
 def test_adapters_change_only_where_the_set_does(engine: Engine, adapters: list[Path]) -> None:
     changes = []
-    use = engine._steps.runner._use
+    use = engine._core.runner._use
 
     def noting(text: Any) -> None:
         before = engine.context.adapters
@@ -65,7 +65,7 @@ def test_adapters_change_only_where_the_set_does(engine: Engine, adapters: list[
         if engine.context.adapters is not before:
             changes.append(engine.context.adapters)
 
-    engine._steps.runner._use = noting  # type: ignore[method-assign]
+    engine._core.runner._use = noting  # type: ignore[method-assign]
     engine.generate(PROMPTS, max_tokens=8, temperature=0)
     assert changes == []
     engine.generate(PROMPTS, max_tokens=8, temperature=0, lora=adapters[0])

@@ -1,4 +1,4 @@
-"""Drafts in an engine: every text is what it is without, they yield to others, and nothing of them is left."""
+"""DrafterPool in an engine: every text is what it is without, they yield to others, and nothing of them is left."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ def wait_for_drafts(engine: Engine, n: int) -> None:
 def quiet(engine: Engine) -> None:
     """Everything has ended, the memory holds what was counted, and no draft has a text."""
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    held, memory = engine._cache.ledger, engine.context.memory
-    assert set(held.sequences) == set(engine._cache.idle)
+    held, memory = engine._core.cache.cells, engine.context.memory
+    assert set(held.seq_ids) == set(engine._core.cache.idle)
     for seq in range(engine.context.n_seq_max):
         assert memory.pos_max(seq) + 1 == held.length(seq)
-    assert all(seat.text is None for seat in engine._drafts._seats)
+    assert all(slot.sequence is None for slot in engine._drafters._slots)
 
 
 # ---- the same texts
@@ -238,13 +238,13 @@ class Watch:
 
     def __init__(self, engine: Engine) -> None:
         self.seen: list[tuple[int, int]] = []
-        decode = engine._steps.runner.decode
+        decode = engine._core.runner.decode
 
         def watched(rows: Any, drafts: Any = None) -> Any:
             self.seen.append((len(rows), len(drafts or {})))
             return decode(rows, drafts)
 
-        engine._steps.runner.decode = watched  # type: ignore[method-assign]
+        engine._core.runner.decode = watched  # type: ignore[method-assign]
 
 
 def test_drafts_yield_to_other_texts(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -322,7 +322,7 @@ def test_texts_that_stop_for_others(make_engine: Callable[..., Engine], plain: L
     wants = [plain(prompt, max_tokens=50, temperature=0).tokens for prompt in PROMPTS]
     engine = make_engine(n_ctx=256, speculative=NGRAM, speculate_up_to=4, cache_prompt=False)
     # Cells are counted in units of 256, so a part of them is taken away.
-    engine._cache.ledger.n_cells = 110
+    engine._core.cache.cells.n_cells = 110
     got = engine.generate(PROMPTS, max_tokens=50, temperature=0)
     assert [one.tokens for one in got] == wants
     metrics = engine.metrics()
@@ -333,7 +333,7 @@ def test_texts_that_stop_for_others(make_engine: Callable[..., Engine], plain: L
 def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
     """llama.cpp may have less room than was counted."""
     engine = make_engine(n_ctx=256, speculative=NGRAM)
-    engine._cache.ledger.n_cells = 2000
+    engine._core.cache.cells.n_cells = 2000
     bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
     got = engine.complete(PROMPT, max_tokens=256 - len(PROMPT), temperature=0, logit_bias=bias)
     assert len(got.tokens) == 256 - len(PROMPT)
@@ -405,7 +405,7 @@ def test_a_text_goes_on_where_its_drafter_fails(
         nonlocal steps
         steps += 1
         if steps == 10:
-            engine._drafts._seats[0].speculator._draft_context.close()
+            engine._drafters._slots[0].speculator._draft_context.close()
 
     got = engine.complete(PROMPT, max_tokens=60, temperature=0, logits_processor=break_it)
     assert got.tokens == want
@@ -427,7 +427,7 @@ def test_closing_in_the_middle(make_engine: Callable[..., Engine], plain: Llama)
 def test_many_random_requests_are_all_accounted_for(make_engine: Callable[..., Engine], plain: Llama) -> None:
     rng = random.Random(1)
     engine = make_engine(n_ctx=256, n_parallel=5, n_batch=48, speculate_up_to=2, draft=plain.model.path)
-    engine._cache.ledger.n_cells = 200
+    engine._core.cache.cells.n_cells = 200
     ways = [NGRAM, DRAFT, WAYS["adaptive"], False, "ngram-mod", SpeculationParams(types="draft-simple", n_max=2)]
     jobs, wanted = [], []
     for _ in range(120):
@@ -450,5 +450,5 @@ def test_many_random_requests_are_all_accounted_for(make_engine: Callable[..., E
             assert completion.tokens == plain(want[0], max_tokens=want[1], temperature=0).tokens
     quiet(engine)
     assert engine.metrics().n_drafts > 0 and engine.metrics().n_failed == 0
-    engine._cache.clear()
-    assert engine._cache.ledger.used == 0
+    engine._core.cache.clear()
+    assert engine._core.cache.cells.used == 0

@@ -1,4 +1,4 @@
-"""Drafts by a model's own layers for multi-token prediction, in an engine."""
+"""DrafterPool by a model's own layers for multi-token prediction, in an engine."""
 
 from __future__ import annotations
 

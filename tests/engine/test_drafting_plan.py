@@ -10,10 +10,10 @@ from engine.test_scheduler import Machine, limits
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllm.engine.scheduler import Plan, plan
+from pyllm.engine.scheduler import SchedulerOutput, schedule
 
 
-class Drafting(Machine):
+class DraftState(Machine):
     """A machine where requests have drafts, of which some tokens are accepted."""
 
     def __init__(self, n_cells: int, of_step: Any, draw: Any) -> None:
@@ -21,15 +21,15 @@ class Drafting(Machine):
         self.draw = draw
         self.n_drafted = 0
 
-    def step(self) -> Plan:
-        running = [task for task in self.tasks.values() if task.seq is not None]
-        waiting = [task for task in self.tasks.values() if task.seq is None]
+    def step(self) -> SchedulerOutput:
+        running = [task for task in self.tasks.values() if task.seq_id is not None]
+        waiting = [task for task in self.tasks.values() if task.seq_id is None]
         for task in running:
             task.n_drafted = self.draw(st.integers(0, 12))
         cache = self.cache
-        arguments = waiting, running, list(cache.idle), cache.ledger, cache.tree
-        with_drafts = plan(*arguments, self.limits)
-        without = plan(*arguments, dataclasses.replace(self.limits, n_drafting=0))
+        arguments = waiting, running, list(cache.idle), cache.cells, cache.tree
+        with_drafts = schedule(*arguments, self.limits)
+        without = schedule(*arguments, dataclasses.replace(self.limits, n_drafting=0))
         assert without.drafts == []
         assert dataclasses.replace(with_drafts, drafts=[]) == without
         assert with_drafts.n_tokens <= self.limits.n_batch
@@ -42,18 +42,18 @@ class Drafting(Machine):
             self.n_drafted += n
             if task.id not in self.tasks:
                 continue  # it has ended with that token
-            assert 1 <= n <= task.n_drafted and task.seq is not None
+            assert 1 <= n <= task.n_drafted and task.seq_id is not None
             assert len(running) <= self.limits.n_drafting
             n_tokens = self.draw(st.integers(0, n))  # a draft may be shorter than what was granted
             before = task.n_computed
-            self.cells.add(task.seq, n_tokens)
+            self.cells.add(task.seq_id, n_tokens)
             cache.drafted(task, n_tokens)
             accepted = min(self.draw(st.integers(0, n_tokens)), self.wanted[task.id] - len(task.ids))
             task.ids = np.concatenate([task.ids, np.full(accepted, 1000 + task.id, np.int32)])
             cache.settle(task, accepted)
             assert task.n_computed == before + accepted and task.n_left == 1
-            assert self.cells.positions(task.seq) == list(range(task.n_computed))
-        assert cache.ledger.used == len(self.cells.cells)
+            assert self.cells.positions(task.seq_id) == list(range(task.n_computed))
+        assert cache.cells.used == len(self.cells.cells)
         return decision
 
 
@@ -69,7 +69,7 @@ def test_nothing_is_lost_and_nobody_pays(data: st.DataObject) -> None:
         data.draw(st.integers(1, 12), "prompt tokens"),
         data.draw(st.integers(1, 8), "worth"),
     )
-    machine = Drafting(
+    machine = DraftState(
         n_cells, dataclasses.replace(of_step, n_drafting=data.draw(st.integers(0, 3), "drafting")), data.draw
     )
     submitted = 0
@@ -87,10 +87,10 @@ def test_nothing_is_lost_and_nobody_pays(data: st.DataObject) -> None:
     assert len(machine.ended) == submitted
     for seq in list(machine.cache.idle):
         machine.cache.evict(seq)
-    assert machine.cells.cells == [] and machine.cache.ledger.used == 0 and len(machine.cache.tree) == 0
+    assert machine.cells.cells == [] and machine.cache.cells.used == 0 and len(machine.cache.tree) == 0
 
 
-def wanting(n_cells: int, texts: int, n_drafting: int, n_batch: int = 16) -> tuple[Machine, Plan]:
+def wanting(n_cells: int, texts: int, n_drafting: int, n_batch: int = 16) -> tuple[Machine, SchedulerOutput]:
     """Some texts of four tokens that want drafts of six, and the plan of their next step."""
     machine = Machine(n_cells, dataclasses.replace(limits(n_batch=n_batch), n_drafting=n_drafting))
     for i in range(texts):
@@ -100,7 +100,9 @@ def wanting(n_cells: int, texts: int, n_drafting: int, n_batch: int = 16) -> tup
     for task in machine.tasks.values():
         task.n_drafted = 6
     cache = machine.cache
-    return machine, plan([], list(machine.tasks.values()), list(cache.idle), cache.ledger, cache.tree, machine.limits)
+    return machine, schedule(
+        [], list(machine.tasks.values()), list(cache.idle), cache.cells, cache.tree, machine.limits
+    )
 
 
 def test_one_text_gets_what_it_wants() -> None:
@@ -118,7 +120,7 @@ def test_not_beside_a_prompt() -> None:
     for task in machine.tasks.values():
         task.n_drafted = 6
     cache, (first, second) = machine.cache, machine.tasks.values()
-    decision = plan([second], [first], list(cache.idle), cache.ledger, cache.tree, machine.limits)
+    decision = schedule([second], [first], list(cache.idle), cache.cells, cache.tree, machine.limits)
     assert len(decision.rows) == 2 and decision.drafts == []
 
 
@@ -128,7 +130,7 @@ def test_the_step_has_its_bounds() -> None:
 
 def test_a_full_cache_has_no_room_for_guesses() -> None:
     machine, decision = wanting(10, 1, 1)
-    free = machine.cache.ledger.free - 1
+    free = machine.cache.cells.free - 1
     assert 0 < free < 6 and decision.drafts == [(0, free)]
 
 
@@ -142,5 +144,5 @@ def test_idle_sequences_are_not_evicted_for_guesses() -> None:
     task = machine.tasks[number]
     task.n_drafted = 12
     cache = machine.cache
-    decision = plan([], [task], list(cache.idle), cache.ledger, cache.tree, machine.limits)
-    assert decision.evict == [] and decision.drafts == [(number, cache.ledger.free - 1)]
+    decision = schedule([], [task], list(cache.idle), cache.cells, cache.tree, machine.limits)
+    assert decision.evict == [] and decision.drafts == [(number, cache.cells.free - 1)]

@@ -186,7 +186,7 @@ def test_asyncio(vectors: Engine, bert: Llama) -> None:
 
 
 def test_an_error_ends_its_request_alone(vectors: Engine, bert: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = vectors._vectors.embedder
+    embedder = vectors._embeddings.embedder
     original = embedder._decode
 
     def decode(context: Any, tokens: Any, *rest: Any) -> Any:
@@ -313,5 +313,5 @@ def test_many_at_random_are_all_accounted_for(tiny_model: Model, llm: Llama) -> 
         kinds = asyncio.run(main(engine))
         assert len(kinds) == 120
         wait_for(lambda: engine.metrics().n_embedding == 0)
-        assert engine._vectors._picked == [] and engine._vectors._steps is None
+        assert engine._embeddings._picked == [] and engine._embeddings._steps is None
         assert engine.metrics().n_failed == 0

@@ -49,8 +49,8 @@ def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
 def quiet(engine: Engine) -> None:
     """Everything has ended, and nothing is held but what idle sequences hold."""
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    held = engine._cache.ledger
-    assert set(held.sequences) == set(engine._cache.idle)
+    held = engine._core.cache.cells
+    assert set(held.seq_ids) == set(engine._core.cache.idle)
     memory = engine.context.memory
     for seq in range(engine.context.n_seq_max):
         assert memory.pos_max(seq) + 1 == held.length(seq)
@@ -76,7 +76,7 @@ def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm:
         tiny_model, n_ctx=256, n_parallel=8, kv_unified=True, n_threads=1, n_batch=32, cache_prompt=False
     ) as engine:
         # Cells are counted in units of 256, so a part of them is taken away.
-        engine._cache.ledger.n_cells = 90
+        engine._core.cache.cells.n_cells = 90
         together = engine.generate(PROMPTS, max_tokens=40, temperature=0)
         assert engine.metrics().n_preempted > 0
         quiet(engine)
@@ -374,8 +374,8 @@ def test_many_random_requests_are_all_accounted_for(tiny_model: Model, unified: 
         quiet(engine)
         metrics = engine.metrics()
         assert (metrics.n_requests, metrics.n_failed) == (250, wanted.count("fail"))
-        engine._cache.clear()
-        assert engine._cache.ledger.used == 0
+        engine._core.cache.clear()
+        assert engine._core.cache.cells.used == 0
 
 
 # ---- deterministic requests
@@ -461,11 +461,11 @@ def test_a_kept_row_of_logits_hinders_no_request(engine: Engine, deterministic: 
 
 def test_deterministic_requests_fail_alone(tiny_model: Model) -> None:
     with Engine(tiny_model, n_ctx=512, n_parallel=4, n_threads=1, n_seq_max=None) as engine:
-        make, engine._lane._make_context = engine._lane._make_context, lambda: 1 // 0
+        make, engine._deterministic._make_context = engine._deterministic._make_context, lambda: 1 // 0
         with pytest.raises(ZeroDivisionError):
             engine.complete([5, 6], deterministic=True)
         assert engine.complete([5, 6], max_tokens=2).choices
-        engine._lane._make_context = make
+        engine._deterministic._make_context = make
         n = engine.metrics().n_prompt_tokens
         assert engine.complete([5, 6], max_tokens=2, deterministic=True).choices
         assert engine.metrics().n_prompt_tokens - n == 2
@@ -490,9 +490,9 @@ def test_texts_may_end_while_callers_look(engine: Engine) -> None:
             return SimpleNamespace(seq=0)
 
     ending |= {0: Text(), 1: Text(), 2: Text()}
-    engine._texts = ending
+    engine._core.sequences = ending
     engine._check_queue(1)
-    engine._texts = engine._steps.texts
+    engine._core.sequences = engine._core.sequences
 
     class Place:
         texts = iter([engine.submit([5, 6], max_tokens=1).texts[0]])

@@ -55,11 +55,11 @@ def test_everything_at_once(tiny_model: Model, tiny_models: Any, tmp_path: Path,
         for i, job in enumerate(jobs):
             completion = job.result(300)
             assert i in cancelled or completion.tokens == alone[i], asked[i]
-        metrics, ledger = engine.metrics(), engine._cache.ledger
+        metrics, cells = engine.metrics(), engine._core.cache.cells
         assert metrics.n_host_hits > 0 and metrics.n_cached_tokens > 0
-        assert set(ledger.sequences) == set(engine._cache.idle)
+        assert set(cells.seq_ids) == set(engine._core.cache.idle)
         for seq in range(engine.context.n_seq_max):
-            assert engine.context.memory.pos_max(seq) + 1 == ledger.length(seq)
+            assert engine.context.memory.pos_max(seq) + 1 == cells.length(seq)
         assert not any(slot.running for slot in engine.slots())
         for slot in range(4):
             act(engine, "save", slot, tmp_path / "slot")

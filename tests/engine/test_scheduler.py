@@ -9,12 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pyllm.engine.cache import SequenceCache
-from pyllm.engine.host import HostCache
-from pyllm.engine.ledger import Ledger
-from pyllm.engine.prefix import PrefixTree, common_length
-from pyllm.engine.scheduler import Limits, Plan, Task, plan
-from pyllm.engine.turns import Turns
+from pyllm.engine.host_kv_cache import HostKVCache
+from pyllm.engine.kv_cache import KVCacheManager
+from pyllm.engine.kv_cells import KVCellAllocator
+from pyllm.engine.radix_tree import RadixTree, common_length
+from pyllm.engine.scheduler import AdapterRotation, Limits, SchedulerOutput, SequenceState, schedule
 
 
 class Cells:
@@ -88,33 +87,33 @@ class Machine:
 
     def __init__(self, n_cells: int, limits: Limits, n_each: int | None = None) -> None:
         self.cells = Cells(n_cells) if n_each is None else OwnCells(n_cells, n_each)
-        self.host = HostCache(States(self.cells), 0, whole=limits.whole, least=limits.n_worth)
-        self.cache = SequenceCache(self.cells, n_cells, self.host, n_each=n_each)
+        self.host = HostKVCache(States(self.cells), 0, whole=limits.whole, least=limits.n_worth)
+        self.cache = KVCacheManager(self.cells, n_cells, self.host, n_each=n_each)
         self.limits = limits
-        self.turns = Turns()
-        self.tasks: dict[int, Task] = {}
+        self.turns = AdapterRotation()
+        self.tasks: dict[int, SequenceState] = {}
         self.wanted: dict[int, int] = {}
         self.ended: dict[int, str] = {}
         self.n_steps = self.n_tokens = self.n_preempted = self.n_reused = self.n_lost = 0
 
     def submit(self, ids: list[int], wanted: int, priority: int = 0, adapters: str = "") -> int:
         number = len(self.tasks) + len(self.ended)
-        self.tasks[number] = Task(number, np.array(ids, np.int32), number, priority, adapters=adapters)
+        self.tasks[number] = SequenceState(number, np.array(ids, np.int32), number, priority, adapters=adapters)
         self.wanted[number] = len(ids) + wanted
         return number
 
     def cancel(self, number: int) -> None:
         task = self.tasks.pop(number, None)
         if task is not None:
-            if task.seq is not None:
+            if task.seq_id is not None:
                 self.cache.keep(task)
             self.ended[number] = "cancelled"
 
-    def step(self) -> Plan:
-        waiting = [task for task in self.tasks.values() if task.seq is None]
-        running = [task for task in self.tasks.values() if task.seq is not None]
-        decision = plan(
-            waiting, running, list(self.cache.idle), self.cache.ledger, self.cache.tree, self.limits,
+    def step(self) -> SchedulerOutput:
+        waiting = [task for task in self.tasks.values() if task.seq_id is None]
+        running = [task for task in self.tasks.values() if task.seq_id is not None]
+        decision = schedule(
+            waiting, running, list(self.cache.idle), self.cache.cells, self.cache.tree, self.limits,
             self.turns.order(list(self.tasks.values())), self.host.tree
         )  # fmt: skip
         self.cache.expect(decision.admit)
@@ -127,10 +126,10 @@ class Machine:
             self.cache.evict(seq)
         for admission in decision.admit:
             task = self.tasks[admission.id]
-            assert task.seq is None
+            assert task.seq_id is None
             if admission.source is not None:
                 assert self.cache.tree.ids(admission.source)[0] == task.adapters
-                assert not self.limits.whole or self.cache.ledger.length(admission.source) == admission.n_reused
+                assert not self.limits.whole or self.cache.cells.length(admission.source) == admission.n_reused
             if admission.host is not None and self.limits.whole:
                 assert len(self.host.tree.ids(admission.host)[1]) == admission.n_reused
             hits = self.host.n_hits
@@ -139,7 +138,7 @@ class Machine:
                 assert task.n_computed == 0
                 self.n_lost += 1
                 continue
-            assert self.cells.positions(admission.seq) == list(range(admission.n_reused))
+            assert self.cells.positions(admission.seq_id) == list(range(admission.n_reused))
             self.n_reused += admission.n_reused
         assert decision.n_tokens <= self.limits.n_batch
         assert all(self.tasks[number].adapters == decision.adapters for number, _ in decision.rows)
@@ -148,10 +147,10 @@ class Machine:
         assert len({number for number, _ in decision.rows}) == len(decision.rows)
         for number, n in decision.rows:
             task = self.tasks[number]
-            assert task.seq is not None and 1 <= n <= task.n_left
-            self.cells.add(task.seq, n)
+            assert task.seq_id is not None and 1 <= n <= task.n_left
+            self.cells.add(task.seq_id, n)
             self.cache.computed(task, n)
-            assert self.cells.positions(task.seq) == list(range(task.n_computed))
+            assert self.cells.positions(task.seq_id) == list(range(task.n_computed))
         for number, _ in decision.rows:
             task = self.tasks[number]
             if task.n_left == 0:
@@ -159,8 +158,8 @@ class Machine:
                     self.end(number, "done")
                 else:
                     task.ids = np.append(task.ids, np.int32(1000 + number))
-        assert self.cache.ledger.used == len(self.cells.cells)
-        assert len({task.seq for task in self.tasks.values() if task.seq is not None} | set(self.cache.idle)) <= (
+        assert self.cache.cells.used == len(self.cells.cells)
+        assert len({task.seq_id for task in self.tasks.values() if task.seq_id is not None} | set(self.cache.idle)) <= (
             self.limits.n_sequences
         )
         self.n_steps += 1
@@ -180,7 +179,7 @@ class Machine:
 
 
 def limits(n_running: int = 4, n_batch: int = 16, n_sequences: int = 8, n_prompt: int = 8, n_worth: int = 4) -> Limits:
-    return Limits(n_sequences, n_running, n_batch, n_prompt, n_reading=2, n_worth=n_worth)
+    return Limits(n_sequences, n_running, n_batch, n_prompt, n_prefilling=2, n_worth=n_worth)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -221,7 +220,7 @@ def test_nothing_is_lost_and_nobody_starves(data: st.DataObject, unified: bool) 
     assert len(machine.ended) == submitted
     for seq in list(machine.cache.idle):
         machine.cache.evict(seq)
-    assert machine.cells.cells == [] and machine.cache.ledger.used == 0 and len(machine.cache.tree) == 0
+    assert machine.cells.cells == [] and machine.cache.cells.used == 0 and len(machine.cache.tree) == 0
 
 
 def test_a_long_prompt_stops_nobody() -> None:
@@ -317,14 +316,17 @@ def test_plan_changes_nothing() -> None:
         machine.submit([i] * 9, 9)
     machine.step()
     cache, tasks = machine.cache, list(machine.tasks.values())
-    before = cache.ledger.used, [(t.seq, t.n_computed) for t in tasks], list(cache.idle)
+    before = cache.cells.used, [(t.seq_id, t.n_computed) for t in tasks], list(cache.idle)
     arguments = (
-        [t for t in tasks if t.seq is None], [t for t in tasks if t.seq is not None], list(cache.idle), cache.ledger,
+        [t for t in tasks if t.seq_id is None],
+        [t for t in tasks if t.seq_id is not None],
+        list(cache.idle),
+        cache.cells,
         cache.tree, machine.limits,
     )  # fmt: skip
-    first, second = plan(*arguments), plan(*arguments)
+    first, second = schedule(*arguments), schedule(*arguments)
     assert first == second
-    assert before == (cache.ledger.used, [(t.seq, t.n_computed) for t in tasks], list(cache.idle))
+    assert before == (cache.cells.used, [(t.seq_id, t.n_computed) for t in tasks], list(cache.idle))
 
 
 # ---- sets of adapters
@@ -339,7 +341,7 @@ def test_sets_take_turns_and_none_waits_longer_than_all_others_together() -> Non
         if i == 40:
             machine.submit([8] * 100, 60, adapters="d")
             waited["d"] = 0
-        running = {task.adapters for task in machine.tasks.values() if task.seq is not None}
+        running = {task.adapters for task in machine.tasks.values() if task.seq_id is not None}
         served = machine.step().adapters
         for one in waited:
             waited[one] = 0 if one == served or one not in running else waited[one] + 1
@@ -470,39 +472,39 @@ def test_one_that_is_stopped_goes_on_from_the_host() -> None:
     assert set(machine.ended.values()) == {"done"}
 
 
-# ---- the ledger and the tree against plain models of themselves
+# ---- the cells and the tree against plain models of themselves
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.integers(0, 4), st.integers(0, 12)), max_size=40))
-def test_the_ledger_counts_as_cells_do(actions: list[tuple[int, int, int, int]]) -> None:
-    ledger, cells = Ledger(60), Cells(60)
+def test_the_allocator_counts_as_cells_do(actions: list[tuple[int, int, int, int]]) -> None:
+    allocator, cells = KVCellAllocator(60), Cells(60)
     for what, a, b, n in actions:
-        if what == 0 and n <= ledger.free:
-            ledger.append(a, n)
+        if what == 0 and n <= allocator.free:
+            allocator.append(a, n)
             cells.add(a, n)
-        elif what == 1 and a != b and ledger.length(b) == 0 and n <= ledger.length(a):
-            ledger.copy(a, b, n)
+        elif what == 1 and a != b and allocator.length(b) == 0 and n <= allocator.length(a):
+            allocator.copy(a, b, n)
             cells.cp(a, b, 0, n)
         elif what == 2:
-            before = ledger.free
-            assert ledger.truncate(a, n) == ledger.free - before
+            before = allocator.free
+            assert allocator.truncate(a, n) == allocator.free - before
             cells.rm(a, n, -1)
         else:
             only = sum(1 for _, owners in cells.cells if owners == {a})
-            assert ledger.private(a) == only == ledger.fork().remove(a)
-        assert ledger.used == len(cells.cells)
+            assert allocator.private(a) == only == allocator.fork().remove(a)
+        assert allocator.used == len(cells.cells)
         for seq in range(5):
-            assert ledger.length(seq) == len(cells.positions(seq))
+            assert allocator.length(seq) == len(cells.positions(seq))
 
 
-def test_the_ledger_refuses_what_does_not_fit() -> None:
-    ledger = Ledger(4)
-    ledger.append(0, 3)
+def test_the_allocator_refuses_what_does_not_fit() -> None:
+    cells = KVCellAllocator(4)
+    cells.append(0, 3)
     with pytest.raises(ValueError, match="2 cells are needed and 1 are free"):
-        ledger.append(1, 2)
+        cells.append(1, 2)
     with pytest.raises(ValueError, match="4 of 3 tokens"):
-        ledger.copy(0, 1, 4)
+        cells.copy(0, 1, 4)
 
 
 @settings(max_examples=150, deadline=None)
@@ -511,7 +513,7 @@ def test_the_ledger_refuses_what_does_not_fit() -> None:
     st.lists(st.integers(0, 2), max_size=10),
 )
 def test_the_tree_finds_what_a_search_through_all_finds(texts: list[tuple[int, list[int]]], ids: list[int]) -> None:
-    tree, plain = PrefixTree(), {}
+    tree, plain = RadixTree(), {}
     for seq, text in texts:
         tree.insert(seq, np.array(text, np.int32))
         plain[seq] = np.array(text, np.int32)

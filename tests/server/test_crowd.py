@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from served import Served, quiet, wait_for
 
 from pyllm import Model
-from pyllm.engine import Engine, Job, QueueFullError
+from pyllm.engine import Engine, QueueFullError, Request
 
 CLIENTS = Path(__file__).parents[1] / "crowd.py"
 N_CTX = 256
@@ -31,11 +31,11 @@ class Watched(Engine):
     """An engine that counts what became of its requests."""
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
-        self.jobs: list[Job] = []
+        self.jobs: list[Request] = []
         self.found: Counter[str] = Counter()
         super().__init__(*arguments, **more)
 
-    def submit(self, *arguments: Any, **more: Any) -> Job:
+    def submit(self, *arguments: Any, **more: Any) -> Request:
         job = super().submit(*arguments, **more)
         self.jobs.append(job)
         return job
@@ -45,7 +45,7 @@ class Watched(Engine):
         for job in [job for job in self.jobs if job.done]:
             self.jobs.remove(job)
             self.found["requests"] += 1
-            self.found["tokens"] += sum(text.row.n_generated for text in job.texts)
+            self.found["tokens"] += sum(text.row.n_generated for text in job.sequences)
             self.found["asked to end"] += job.cancelled
             self.found["aborted"] += any(choice.finish_reason == "abort" for choice in job.result().choices)
 
@@ -110,12 +110,12 @@ def on_loop(server: Served, work: Any) -> Any:
 def check_nothing_is_left(server: Served, engine: Watched) -> None:
     quiet(engine)
     wait_for(lambda: not server.state.running)
-    cache, memory = engine._cache, engine.context.memory
-    lengths = {seq: cache.ledger.length(seq) for seq in cache.idle}
+    cache, memory = engine._core.cache, engine.context.memory
+    lengths = {seq: cache.cells.length(seq) for seq in cache.idle}
     assert {seq: memory.pos_max(seq) + 1 for seq in range(engine.context.n_seq_max)} == {
         seq: lengths.get(seq, 0) for seq in range(engine.context.n_seq_max)
     }
-    assert cache.ledger.used <= engine.context.n_ctx == cache.ledger.n_cells
+    assert cache.cells.used <= engine.context.n_ctx == cache.cells.n_cells
     # Between requests there is the server's own task, and this one that counts them.
     wait_for(lambda: not server.runner.server_state.connections)
     wait_for(lambda: on_loop(server, lambda: len(asyncio.all_tasks())) <= 2)
@@ -130,7 +130,7 @@ def check_counts(engine: Watched) -> None:
     assert found["aborted"] <= now.n_cancelled <= found["asked to end"]
     assert now.n_generated_tokens == found["tokens"]
     # Where each text has cells of its own only those that are more urgent stop one, if any comes at that moment.
-    assert now.n_preempted > 0 or not engine._cache.ledger.shares
+    assert now.n_preempted > 0 or not engine._core.cache.cells.shares
     assert now.n_rejected > 0
 
 

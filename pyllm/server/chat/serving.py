@@ -143,5 +143,5 @@ def _reading(generation: Generation) -> dict[str, Any]:
     """A chunk that says nothing yet but who will speak."""
     (job,) = generation.jobs
     choice = {"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None, "logprobs": None}
-    head = {"id": f"chat{job.id}", "object": "chat.completion.chunk", "created": job.request.created}
+    head = {"id": f"chat{job.id}", "object": "chat.completion.chunk", "created": job.completion_request.created}
     return {**head, "choices": [choice]}

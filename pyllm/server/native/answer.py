@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from pyllm.engine import Job
+from pyllm.engine import Request
 from pyllm.params import SAMPLER_ORDER, SamplingParams
 from pyllm.server.logprobs import token_entries
 from pyllm.server.native.protocol import NativeAsk
@@ -62,7 +62,7 @@ class NativeAnswer:
         self._n_tokens = 0
         self._n_characters = 0
 
-    def piece(self, job: Job, chunk: Chunk) -> dict[str, Any] | None:
+    def piece(self, job: Request, chunk: Chunk) -> dict[str, Any] | None:
         """What a chunk of a stream says; None where that is nothing."""
         if self.ask.n_predict == 0 or not (chunk.tokens or chunk.text):
             return None
@@ -77,15 +77,15 @@ class NativeAnswer:
             if self.watch is not None and self.ask.post_sampling:
                 entries = self.watch.entries[first : self._n_tokens]
             else:
-                entries = [] if chunk.logprobs is None else token_entries(job.request.vocab, chunk.logprobs)
+                entries = [] if chunk.logprobs is None else token_entries(job.completion_request.vocab, chunk.logprobs)
             answer["completion_probabilities"] = entries
         return answer
 
-    def progress(self, job: Job, progress: Progress) -> dict[str, Any]:
+    def progress(self, job: Request, progress: Progress) -> dict[str, Any]:
         """What a stream says while the prompt is read."""
         return self._part(job, "", ()) | progress.field()
 
-    def _part(self, job: Job, text: str, tokens: tuple[int, ...]) -> dict[str, Any]:
+    def _part(self, job: Request, text: str, tokens: tuple[int, ...]) -> dict[str, Any]:
         return {
             "index": self.index,
             "content": text,
@@ -93,13 +93,13 @@ class NativeAnswer:
             "stop": False,
             "id_slot": slot_of(job),
             "tokens_predicted": self._n_tokens,
-            "tokens_evaluated": len(job.request.ids),
+            "tokens_evaluated": len(job.completion_request.ids),
         }
 
-    def whole(self, job: Job, completion: Completion) -> dict[str, Any]:
+    def whole(self, job: Request, completion: Completion) -> dict[str, Any]:
         """What the text is when it is complete; of a stream the last event."""
         (choice,) = completion.choices
-        request, stream = job.request, self.ask.stream
+        request, stream = job.completion_request, self.ask.stream
         text, tokens = self._cut(choice.text, 0), list(choice.tokens)
         probabilities = self._probabilities(job, choice)
         if self.ask.n_predict == 0:
@@ -132,11 +132,11 @@ class NativeAnswer:
             return text
         return text[: max(0, self.watch.cut - before)]
 
-    def _probabilities(self, job: Job, choice: Choice) -> list[dict[str, Any]]:
+    def _probabilities(self, job: Request, choice: Choice) -> list[dict[str, Any]]:
         if not self.ask.n_probs:
             return []
         if not self.ask.post_sampling:
-            return [] if choice.logprobs is None else token_entries(job.request.vocab, choice.logprobs)
+            return [] if choice.logprobs is None else token_entries(job.completion_request.vocab, choice.logprobs)
         assert self.watch is not None
         if choice.stop is None:
             return self.watch.entries
@@ -160,8 +160,8 @@ class NativeAnswer:
             return "word"
         return "eos" if choice.finish_reason == "stop" else "none"
 
-    def _settings(self, job: Job) -> dict[str, Any]:
-        request, ask = job.request, self.ask
+    def _settings(self, job: Request) -> dict[str, Any]:
+        request, ask = job.completion_request, self.ask
         params = request.params
         common = described(params, seed=request.seed, n_predict=ask.n_predict, **ask.numbers)
         biases = params.logit_bias or {}
@@ -228,9 +228,9 @@ def selected(answer: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     return result
 
 
-def slot_of(job: Job) -> int:
+def slot_of(job: Request) -> int:
     """The slot where a text is computed; -1 where it has been in none."""
-    return job.texts[0].slot
+    return job.sequences[0].slot
 
 
 def _grammar(params: SamplingParams) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pyllm.engine import Job
+from pyllm.engine import Request
 from pyllm.server.native.answer import NativeAnswer
 from pyllm.server.native.protocol import NativeAsk
 from pyllm.server.sampling import Sizes
@@ -13,7 +13,7 @@ from pyllm.server.state import ServerState
 from pyllm.types import Completion
 
 
-def verbose(state: ServerState, job: Job, completion: Completion, *, wanted: bool) -> dict[str, Any]:
+def verbose(state: ServerState, job: Request, completion: Completion, *, wanted: bool) -> dict[str, Any]:
     """The field ``__verbose`` of an answer: prompt, text and settings as they were, of the first of its texts.
 
     Args:
@@ -24,7 +24,7 @@ def verbose(state: ServerState, job: Job, completion: Completion, *, wanted: boo
     """
     if not (wanted or state.settings.verbose):
         return {}
-    request, vocab = job.request, state.model.vocab
+    request, vocab = job.completion_request, state.model.vocab
     sizes = Sizes(len(request.ids) + request.room, len(vocab))
     ask, most = NativeAsk({"return_tokens": True}, state.settings, sizes, vocab), request.max_tokens
     ask.n_predict, ask.arguments["max_tokens"] = -1 if most is None else most, most

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pyllm.engine import Engine
-from pyllm.engine.slots import Slot
+from pyllm.engine.slots import SlotInfo
 from pyllm.server.native.answer import described as described_sampling
 
 
-def described(engine: Engine, slot: Slot, show: bool) -> dict[str, Any]:
+def described(engine: Engine, slot: SlotInfo, show: bool) -> dict[str, Any]:
     """A slot as JSON.
 
     Args:
@@ -51,7 +51,7 @@ def described(engine: Engine, slot: Slot, show: bool) -> dict[str, Any]:
     return result
 
 
-def loras(engine: Engine, slot: Slot) -> list[dict[str, Any]]:
+def loras(engine: Engine, slot: SlotInfo) -> list[dict[str, Any]]:
     """The adapters that the text of a slot is computed with."""
     numbers = {adapter: i for i, adapter in enumerate(engine.adapters)}
     return [{"id": numbers[adapter], "scale": scale} for adapter, scale in slot.adapters]

@@ -1,4 +1,4 @@
-"""The second tier of the prefix cache: texts that had to leave the KV cache, in the memory of the host."""
+"""The host tier of the prefix cache: sequences that left the KV cache, as bytes in host memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.engine.prefix import PrefixTree
+from pyllm.engine.radix_tree import RadixTree
 from pyllm.errors import InvalidArgumentError, PyllmError
 from pyllm.host_memory import host_memory
 
-# To bring back fewer tokens would take about as long as to compute them.
+# Loading fewer tokens takes about as long as computing them.
 LEAST_TOKENS = 64
 
 _MOST_BYTES = 8 << 30
@@ -29,24 +29,24 @@ class States(Protocol):
         """A sequence as bytes."""
 
     def load(self, data: bytes, seq_id: int) -> None:
-        """Make them a sequence again, which is empty before."""
+        """Load them into an empty sequence."""
 
 
-class HostCache:
-    """Texts as bytes; the one unused for longest goes first when they are too many.
+class HostKVCache:
+    """Sequences as bytes, up to a limit; the least recently used goes first.
 
     Args:
         state: The state of the context.
         limit: Bytes that they may take; 0: nothing is kept.
-        whole: A text can be used as a whole only: the memory of the model cannot be cut, or its states have no more of
-            a sliding window than their ends look at.
+        whole: A sequence can be used as a whole only: the memory of the model cannot be cut, or a state has only the
+            part of a sliding window that its end sees.
         least: Fewer tokens than these are not worth it.
 
     Attributes:
-        tree: The tokens of all texts, by their numbers.
+        tree: The tokens of all sequences, by their numbers.
         n_bytes: Bytes that they take.
-        n_hits: How often one was brought back.
-        wanted: Texts that must not go now, as they are about to be brought back.
+        n_hits: How often one was loaded.
+        wanted: Sequences that must stay, as they are about to be loaded.
     """
 
     def __init__(self, state: States, limit: int, *, whole: bool = False, least: int = LEAST_TOKENS) -> None:
@@ -54,18 +54,22 @@ class HostCache:
         self._numbers = 0
         self._data: OrderedDict[int, bytes] = OrderedDict()
         self.limit, self.least, self.whole = limit, least, whole
-        self.tree = PrefixTree()
+        self.tree = RadixTree()
         self.n_bytes = self.n_hits = 0
         self.wanted: set[int] = set()
 
     def __len__(self) -> int:
         return len(self._data)
 
-    def put(self, seq: int, ids: NDArray[np.int32], key: Hashable) -> None:
-        """Keep what a sequence holds, unless that is kept already; where it cannot be, nothing is lost but time.
+    def use(self, state: States) -> None:
+        """Save and load sequences of another context of the same model."""
+        self._state = state
+
+    def put(self, seq_id: int, ids: NDArray[np.int32], key: Hashable) -> None:
+        """Keep a copy of a sequence, unless it is kept already. Without room it is dropped, and computed again later.
 
         Args:
-            seq: The sequence.
+            seq_id: The sequence.
             ids: All its tokens.
             key: What else they were computed with.
         """
@@ -74,13 +78,13 @@ class HostCache:
             self._data.move_to_end(known)
             return
         try:
-            if self._state.size(seq) > self.limit:
+            if self._state.size(seq_id) > self.limit:
                 return
-            data = self._state.save(seq)
+            data = self._state.save(seq_id)
         except (PyllmError, MemoryError):
             return
         if not self.whole:
-            # What it begins with needs no bytes of its own any more.
+            # Its prefixes need no bytes of their own any more.
             for length, number in list(self.tree.matches(ids, key)):
                 if length == len(self.tree.ids(number)[1]) and number not in self.wanted:
                     self.remove(number)
@@ -93,13 +97,13 @@ class HostCache:
             self.n_bytes += len(data)
             self.tree.insert(self._numbers, ids.copy(), key)
 
-    def load(self, number: int, seq: int) -> bool:
-        """Bring a text back into a sequence, which is empty; False when that is not possible. It stays here as well."""
+    def load(self, number: int, seq_id: int) -> bool:
+        """Load a sequence into an empty seq_id; False when that is not possible. It stays here as well."""
         data = self._data.get(number)
         if data is None:
             return False
         try:
-            self._state.load(data, seq)
+            self._state.load(data, seq_id)
         except (PyllmError, MemoryError):
             self.remove(number)
             return False
@@ -108,16 +112,16 @@ class HostCache:
         return True
 
     def find(self, ids: NDArray[np.int32], key: Hashable) -> int | None:
-        """The text of these tokens and no others."""
+        """The sequence of these tokens and no others."""
         matches = self.tree.matches(ids, key)
         return next((one for length, one in matches if length == len(ids) == len(self.tree.ids(one)[1])), None)
 
     def data(self, number: int) -> bytes:
-        """The bytes of a text."""
+        """The bytes of a sequence."""
         return self._data[number]
 
     def remove(self, number: int) -> None:
-        """Forget a text."""
+        """Forget a sequence."""
         self.n_bytes -= len(self._data.pop(number))
         self.tree.remove(number)
 
@@ -127,7 +131,7 @@ class HostCache:
             self.remove(number)
 
     def _known(self, ids: NDArray[np.int32], key: Hashable) -> int | None:
-        """A text that holds all of this."""
+        """A sequence that holds all of this."""
         for length, number in self.tree.matches(ids, key):
             if length < len(ids):
                 break
@@ -137,7 +141,7 @@ class HostCache:
 
 
 def check_host_bytes(value: Any) -> int:
-    """How many bytes of the host's memory an engine takes for texts.
+    """The bytes of host memory for sequences that leave the KV cache.
 
     Args:
         value: What was asked for. None: an eighth of what is free, 8 GiB at most.

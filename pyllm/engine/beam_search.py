@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from pyllm.completion.beams import BeamDecoder, cells_needed
-from pyllm.completion.pieces import Finished, Piece
+from pyllm.completion.pieces import Finished, TextDelta
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
-from pyllm.engine.texts import Text
+from pyllm.engine.sequence import Sequence
 from pyllm.params import ContextParams
 from pyllm.types import FinishReason
 
@@ -25,13 +26,13 @@ _PORTION = 256
 _CELLS = 256
 
 
-class BeamText(Text):
-    """One of the texts that a beam search gives. It has all of itself when the search ends, and nothing before.
+class BeamSequence(Sequence):
+    """One of the sequences that a beam search gives. It has all of itself when the search ends, and nothing before.
 
     Args:
         request: What was asked for.
-        index: Which of its texts, the best first.
-        number: What no other text of the engine has.
+        index: Which of its sequences, the best first.
+        number: What no other sequence of the engine has.
         priority: Smaller ones go first.
     """
 
@@ -50,24 +51,24 @@ class BeamText(Text):
         return "abort" if self._result is None else self._result.choice.finish_reason
 
     def found(self, result: Finished) -> None:
-        """The search has ended, with this text."""
+        """The search has ended, with this sequence."""
         self._result, self.tokens = result, list(result.choice.tokens)
 
-    def piece(self, *, ended: bool = True) -> Piece | None:
-        """All of the text, when it has ended."""
+    def delta(self, *, ended: bool = True) -> TextDelta | None:
+        """All of the sequence, when it has ended."""
         if not ended or self.reason is None:
             return None
         if self._result is None:
-            return Piece(self.index, self.request.prompt_text, (), self.reason)
+            return TextDelta(self.index, self.request.prompt_text, (), self.reason)
         choice = self._result.choice
-        return Piece(self.index, choice.text, choice.tokens, self.reason)
+        return TextDelta(self.index, choice.text, choice.tokens, self.reason)
 
     def finished(self) -> Finished:
-        """The text, when it is complete."""
+        """The sequence, when it is complete."""
         return super().finished() if self._result is None else self._result
 
 
-class BeamLane:
+class BeamSearchRunner:
     """Carries out one beam search at a time.
 
     Args:
@@ -84,23 +85,23 @@ class BeamLane:
         self._current: CompletionRequest | None = None
         self.n_chosen = 0
 
-    def choose(self, texts: Sequence[BeamText]) -> BeamText:
-        """A text of the search that is carried out until it ends.
+    def choose(self, sequences: abc.Sequence[BeamSequence]) -> BeamSequence:
+        """A sequence of the search that is carried out until it ends.
 
         Args:
-            texts: Those that wait or run here, not empty.
+            sequences: Those that wait or run here, not empty.
         """
-        text = next((text for text in texts if text.request is self._current), None)
-        if text is None:
-            text = min(texts, key=lambda text: text.task.rank)
-            self._current, self._decoder, self.n_chosen = text.request, None, 0
-        return text
+        sequence = next((sequence for sequence in sequences if sequence.request is self._current), None)
+        if sequence is None:
+            sequence = min(sequences, key=lambda sequence: sequence.rank)
+            self._current, self._decoder, self.n_chosen = sequence.request, None, 0
+        return sequence
 
-    def step(self, texts: Sequence[BeamText]) -> int:
+    def step(self, sequences: abc.Sequence[BeamSequence]) -> int:
         """Compute the next portion of the prompt, or the next token of each beam, of the chosen search.
 
         Args:
-            texts: All texts of its request.
+            sequences: All sequences of its request.
 
         Returns:
             int: Tokens of the prompt that were computed.
@@ -108,16 +109,16 @@ class BeamLane:
         Raises:
             Exception: There is no memory for its context, or what a processor or a stopping criterion raises.
         """
-        request = texts[0].request
+        request = sequences[0].request
         if self._decoder is None:
-            self._decoder = BeamDecoder(request, self._prepared(request, texts[0].task.adapters))
-        context, task = self._decoder.context, texts[0].task
-        start = task.n_computed
+            self._decoder = BeamDecoder(request, self._prepared(request, sequences[0].adapters))
+        context = self._decoder.context
+        start = sequences[0].n_computed
         part = request.ids[start : start + min(_PORTION, context.n_batch)]
         if len(part):
-            for text in texts:
-                text.task.seq = 0  # it runs
-                text.task.n_computed = start + len(part)
+            for sequence in sequences:
+                sequence.seq_id = 0  # it runs
+                sequence.n_computed = start + len(part)
             last = start + len(part) == len(request.ids)
             positions = np.arange(start, start + len(part), dtype=np.int32)
             context.decode(Batch.from_arrays(part, pos=positions, outputs="last" if last else "none"))
@@ -128,21 +129,24 @@ class BeamLane:
             self._decoder.step()
         self.n_chosen += 1
         if self._decoder.search.done:
-            for text, result in zip(texts, self._decoder.results(), strict=True):
-                text.found(result)
+            for sequence, result in zip(sequences, self._decoder.results(), strict=True):
+                sequence.found(result)
         return len(part)
 
-    def forget(self, text: BeamText) -> None:
-        """A text has ended."""
-        text.task.seq = None
-        if text.request is self._current:
+    def forget(self, sequence: BeamSequence) -> None:
+        """A sequence has ended."""
+        sequence.seq_id = None
+        if sequence.request is self._current:
             self._current = self._decoder = None
 
-    def close(self) -> None:
-        """Free its context."""
+    def discard_context(self) -> None:
+        """Free the context; the next search makes a new one."""
         self._decoder = None
         if self._context is not None:
             self._context.close()
+            self._context = None
+
+    close = discard_context
 
     def _prepared(self, request: CompletionRequest, adapters: object) -> Context:
         """An empty context with room for a search: that of the last one, or a new one where it is too small."""

@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllm.engine.host import HostCache
-from pyllm.engine.ledger import Ledger
-from pyllm.engine.prefix import PrefixTree
-from pyllm.engine.scheduler import Admission, Task
+from pyllm.engine.host_kv_cache import HostKVCache
+from pyllm.engine.kv_cells import KVCellAllocator
+from pyllm.engine.radix_tree import RadixTree
+from pyllm.engine.scheduler import Admission, SequenceState
 from pyllm.errors import StateError
 
 
@@ -30,13 +30,13 @@ class Sequences(Protocol):
         """The smallest position of a sequence that is there."""
 
 
-class SequenceCache:
+class KVCacheManager:
     """Keeps count of the KV cache, and changes it.
 
     Args:
         memory: The memory of the context.
         n_cells: Its cells.
-        host: Where texts go that have to leave it. None: nowhere.
+        host: Where sequences go that have to leave it. None: nowhere.
         n_sequences: How many sequences the context has.
         n_each: Cells that each sequence has for itself. None: they share all, in a unified cache.
         window: Width of the model's sliding window in tokens; 0: it has none.
@@ -46,7 +46,7 @@ class SequenceCache:
         self,
         memory: Sequences,
         n_cells: int,
-        host: HostCache | None = None,
+        host: HostKVCache | None = None,
         *,
         n_sequences: int = 1,
         n_each: int | None = None,
@@ -56,8 +56,8 @@ class SequenceCache:
         self.window = window
         self.host = host
         self.n_sequences = n_sequences
-        self.ledger = Ledger(n_cells, n_each)
-        self.tree = PrefixTree()
+        self.cells = KVCellAllocator(n_cells, n_each)
+        self.tree = RadixTree()
         self.idle: OrderedDict[int, None] = OrderedDict()
 
     def expect(self, admissions: Iterable[Admission]) -> None:
@@ -65,14 +65,14 @@ class SequenceCache:
         if self.host is not None:
             self.host.wanted = {each.host for each in admissions if each.host is not None}
 
-    def start(self, task: Task, admission: Admission) -> None:
+    def start(self, sequence: SequenceState, admission: Admission) -> None:
         """A request begins to run."""
-        seq, source, n = admission.seq, admission.source, admission.n_reused
+        seq, source, n = admission.seq_id, admission.source, admission.n_reused
         if source is not None and not self._is_there(source, n):
             n = 0
         if source is not None and source != seq:
             self._copy(source, seq, n)
-            self.ledger.copy(source, seq, n)
+            self.cells.copy(source, seq, n)
             if source in self.idle:
                 self.idle.move_to_end(source)
         elif source is not None:
@@ -80,68 +80,70 @@ class SequenceCache:
             key, ids = self.tree.ids(seq)
             self._to_host(seq, ids, key, stays=n)
             self.memory.rm(seq, n, -1)
-            self.ledger.truncate(seq, n)
+            self.cells.truncate(seq, n)
         elif admission.host is not None:
             n = self._from_host(admission.host, seq, n)
-        task.seq, task.n_computed = seq, n
-        if task.shares:
-            self.tree.insert(seq, task.ids, task.adapters)
+        sequence.seq_id, sequence.n_computed = seq, n
+        if sequence.shares:
+            self.tree.insert(seq, sequence.ids, sequence.adapters)
 
-    def computed(self, task: Task, n: int) -> None:
+    def computed(self, sequence: SequenceState, n: int) -> None:
         """Tokens of a request are in the KV cache now."""
-        assert task.seq is not None
-        self.ledger.append(task.seq, n)
-        task.n_computed += n
+        assert sequence.seq_id is not None
+        self.cells.append(sequence.seq_id, n)
+        sequence.n_computed += n
 
-    def drafted(self, task: Task, n: int) -> None:
+    def drafted(self, sequence: SequenceState, n: int) -> None:
         """Drafted tokens behind those of a request are in the KV cache, until :meth:`settle`."""
-        assert task.seq is not None
-        self.ledger.append(task.seq, n)
+        assert sequence.seq_id is not None
+        self.cells.append(sequence.seq_id, n)
 
-    def settle(self, task: Task, n_accepted: int) -> None:
+    def settle(self, sequence: SequenceState, n_accepted: int) -> None:
         """The first so many drafted tokens are those of the request, and the others go."""
-        assert task.seq is not None
-        task.n_computed += n_accepted
-        if task.n_computed < self.ledger.length(task.seq):
-            if not self.memory.rm(task.seq, task.n_computed, -1):
+        assert sequence.seq_id is not None
+        sequence.n_computed += n_accepted
+        if sequence.n_computed < self.cells.length(sequence.seq_id):
+            if not self.memory.rm(sequence.seq_id, sequence.n_computed, -1):
                 # The rest of a long draft has overwritten what a sliding window reads here: all is computed again.
-                self.memory.rm(task.seq, -1, -1)
-                task.n_computed = 0
-            self.ledger.truncate(task.seq, task.n_computed)
+                self.memory.rm(sequence.seq_id, -1, -1)
+                sequence.n_computed = 0
+            self.cells.truncate(sequence.seq_id, sequence.n_computed)
 
-    def cut(self, task: Task) -> bool:
+    def cut(self, sequence: SequenceState) -> bool:
         """Remove from the KV cache what a decode that was aborted has left behind the tokens of a request.
 
         Returns:
             bool: Whether the request can go on from there. Where it cannot, the sequence is of no use any more.
         """
-        assert task.seq is not None
-        return self.memory.rm(task.seq, task.n_computed, -1) and self._is_there(task.seq, task.n_computed)
+        assert sequence.seq_id is not None
+        return self.memory.rm(sequence.seq_id, sequence.n_computed, -1) and self._is_there(
+            sequence.seq_id, sequence.n_computed
+        )
 
-    def forget(self, task: Task) -> None:
+    def forget(self, sequence: SequenceState) -> None:
         """A request stops running, and what its sequence holds is kept nowhere."""
-        assert task.seq is not None
-        self._remove(task.seq)
-        task.seq, task.n_computed = None, 0
+        assert sequence.seq_id is not None
+        self._remove(sequence.seq_id)
+        sequence.seq_id, sequence.n_computed = None, 0
 
-    def keep(self, task: Task) -> None:
+    def keep(self, sequence: SequenceState) -> None:
         """A request has ended; what was computed stays for prompts that begin in the same way."""
-        seq, ids = task.seq, task.ids[: task.n_computed]
+        seq, ids = sequence.seq_id, sequence.ids[: sequence.n_computed]
         assert seq is not None
-        task.seq = None
-        if not task.shares or len(ids) == 0 or self._is_known(seq, ids, task.adapters):
+        sequence.seq_id = None
+        if not sequence.shares or len(ids) == 0 or self._is_known(seq, ids, sequence.adapters):
             self._remove(seq)
             return
-        self.tree.insert(seq, ids, task.adapters)
+        self.tree.insert(seq, ids, sequence.adapters)
         self.idle[seq] = None
 
-    def drop(self, task: Task) -> None:
+    def drop(self, sequence: SequenceState) -> None:
         """A request stops running, and what was computed leaves the KV cache."""
-        assert task.seq is not None
-        if task.shares:
-            self._to_host(task.seq, task.ids[: task.n_computed], task.adapters)
-        self._remove(task.seq)
-        task.seq, task.n_computed = None, 0
+        assert sequence.seq_id is not None
+        if sequence.shares:
+            self._to_host(sequence.seq_id, sequence.ids[: sequence.n_computed], sequence.adapters)
+        self._remove(sequence.seq_id)
+        sequence.seq_id, sequence.n_computed = None, 0
 
     def evict(self, seq: int) -> None:
         """Remove an idle sequence."""
@@ -161,7 +163,7 @@ class SequenceCache:
             (
                 seq
                 for length, seq in self.tree.matches(ids, key)
-                if length == len(ids) == self.ledger.length(seq) == len(self.tree.ids(seq)[1])
+                if length == len(ids) == self.cells.length(seq) == len(self.tree.ids(seq)[1])
             ),
             None,
         )
@@ -173,13 +175,13 @@ class SequenceCache:
         Args:
             ids: The tokens.
             key: Their adapters.
-            taken: Sequences of texts that are being computed.
+            taken: Sequences of sequences that are being computed.
         """
         seq = self.find(ids, key)
-        if seq is None and self.ledger.shares and self.host is not None and not self.host.whole:
-            # The beginning of a longer text takes no cells of its own.
+        if seq is None and self.cells.shares and self.host is not None and not self.host.whole:
+            # The beginning of a longer sequence takes no cells of its own.
             source = next(
-                (one for n, one in self.tree.matches(ids, key) if n == len(ids) <= self.ledger.length(one)), None
+                (one for n, one in self.tree.matches(ids, key) if n == len(ids) <= self.cells.length(one)), None
             )
             free = self._free_sequence(taken)
             if source is not None and free is not None and self._is_there(source, len(ids)):
@@ -194,12 +196,12 @@ class SequenceCache:
     def adopt(
         self, ids: NDArray[np.int32], key: Hashable, taken: Iterable[int | None], load: Callable[[int], None]
     ) -> None:
-        """Make a text one that was computed here and has ended; idle sequences go where there is no room for it.
+        """Make a sequence one that was computed here and has ended; idle sequences go where there is no room for it.
 
         Args:
             ids: Its tokens.
             key: Its adapters.
-            taken: Sequences of texts that are being computed.
+            taken: Sequences of sequences that are being computed.
             load: Brings it into a sequence.
 
         Raises:
@@ -209,13 +211,13 @@ class SequenceCache:
         if self._is_known(-1, ids, key):
             return
         seq = self._free_sequence(taken)
-        while self.idle and (seq is None or self.ledger.free < len(ids)):
+        while self.idle and (seq is None or self.cells.free < len(ids)):
             oldest = next(iter(self.idle))
             self.evict(oldest)
             seq = oldest if seq is None else seq
-        if seq is None or self.ledger.free < len(ids):
+        if seq is None or self.cells.free < len(ids):
             raise StateError(
-                f"there is no room for its {len(ids)} tokens: {self.ledger.free} cells of the KV cache are free, and "
+                f"there is no room for its {len(ids)} tokens: {self.cells.free} cells of the KV cache are free, and "
                 "texts that are being computed have the others"
             )
         try:
@@ -237,11 +239,11 @@ class SequenceCache:
 
     def _remove(self, seq: int) -> None:
         self.memory.rm(seq, -1, -1)
-        self.ledger.remove(seq)
+        self.cells.remove(seq)
         self.tree.remove(seq)
 
     def _free_sequence(self, taken: Iterable[int | None]) -> int | None:
-        used = {*self.ledger.sequences, *self.idle, *taken}
+        used = {*self.cells.seq_ids, *self.idle, *taken}
         return next((seq for seq in range(self.n_sequences) if seq not in used), None)
 
     def _to_host(self, seq: int, ids: NDArray[np.int32], key: Hashable, stays: int = 0) -> None:
@@ -251,7 +253,7 @@ class SequenceCache:
         shared = stays
         for length, other in self.tree.matches(ids, key):
             if other != seq:
-                shared = max(shared, min(length, self.ledger.length(other)))
+                shared = max(shared, min(length, self.cells.length(other)))
         if len(ids) - shared >= self.host.least:
             self.host.put(seq, ids, key)
 
@@ -267,9 +269,9 @@ class SequenceCache:
 
     def _came_back(self, seq: int, n: int) -> None:
         """A saved state was loaded into a sequence. Of a sliding window it has only what its end looks at."""
-        self.ledger.append(seq, n)
+        self.cells.append(seq, n)
         if self.host is not None and self.host.whole:
-            self.ledger.bind(seq, n)
+            self.cells.bind(seq, n)
 
     def _is_there(self, seq: int, n: int) -> bool:
         """Whether the first n tokens of a sequence can be gone on with.
@@ -286,4 +288,4 @@ class SequenceCache:
         )
 
 
-__all__ = ["SequenceCache", "Sequences"]
+__all__ = ["KVCacheManager", "Sequences"]

@@ -1,4 +1,4 @@
-"""How pieces of texts get from the thread of an engine to an event loop: the loop is told, and takes them itself."""
+"""How text gets from the thread of an engine to an event loop: the loop is woken, and reads it itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import collections
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from typing import Any
 
 from pyllm.types import Chunk
@@ -19,53 +20,53 @@ Event = Chunk | BaseException
 Reader = tuple[Callable[[Any], None], Any]
 
 
-class Post:
+class LoopNotifier:
     """Wakes an event loop, once for all that is on the way; see :meth:`of`.
 
-    Two ways lead there: what is :meth:`put` is called in the loop, and a byte in the pipe `bell`, which needs no GIL,
-    has it look after the texts of the rounds that are being computed.
+    There are two ways: :meth:`call_soon` calls a function in the loop; and a byte written to `wakeup_fd`, which needs
+    no GIL, has the loop read the sequences that it watches.
 
     Args:
-        loop: The loop, which is the one that runs here.
+        loop: The running loop.
 
     Attributes:
-        bell: The descriptor to write to, or None: this loop cannot wait for it.
+        wakeup_fd: The descriptor to write to, or None: this loop cannot wait for one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # The loop knows this, and should not live as long as this does.
+        # The loop holds the notifier, and should not live as long as it.
         self._loop = weakref.ref(loop)
         self._calls: collections.deque[Reader] = collections.deque()
         self._called = False
-        self._rounds: dict[object, Sequence[Reader]] = {}
-        self.bell: int | None = None
+        self._watched: dict[object, abc.Sequence[Reader]] = {}
+        self.wakeup_fd: int | None = None
         self._listen(loop)
 
     @staticmethod
-    def of(loop: asyncio.AbstractEventLoop) -> Post:
-        """The one of a loop, which is made when it is first asked for."""
-        post = _POSTS.get(loop)
-        if post is None:
-            post = _POSTS[loop] = Post(loop)
-        return post
+    def of(loop: asyncio.AbstractEventLoop) -> LoopNotifier:
+        """The notifier of a loop; the first call makes it."""
+        notifier = _NOTIFIERS.get(loop)
+        if notifier is None:
+            notifier = _NOTIFIERS[loop] = LoopNotifier(loop)
+        return notifier
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         if os.name == "nt":  # its loops wait for sockets only, and some see too late that this is none
             return
         try:
-            heard, bell = os.pipe()
+            reader, writer = os.pipe()
         except OSError:  # too many files are open
             return
         try:
-            for fd in (heard, bell):
+            for fd in (reader, writer):
                 os.set_blocking(fd, False)
-            loop.add_reader(heard, self._ring, heard)
+            loop.add_reader(reader, self._wake_up, reader)
         except Exception:  # not every loop can wait for it
-            _close(heard, bell)
+            _close(reader, writer)
             return
-        self.bell = bell
-        # Not when the interpreter ends: engines ring on, and the number would be that of another file by then.
-        weakref.finalize(self, _close, heard, bell).atexit = False
+        self.wakeup_fd = writer
+        # Not when the interpreter ends: engines go on writing, and the number would be that of another file by then.
+        weakref.finalize(self, _close, reader, writer).atexit = False
 
     @property
     def closed(self) -> bool:
@@ -81,8 +82,8 @@ class Post:
         except RuntimeError:
             return False
 
-    def put(self, function: Callable[[Any], None], argument: Any) -> bool:
-        """Have a function called in the loop, with this; False where the loop is closed."""
+    def call_soon(self, function: Callable[[Any], None], argument: Any) -> bool:
+        """Call a function in the loop with one argument; False where the loop is closed."""
         loop = self._loop()
         if loop is None or loop.is_closed():
             return False
@@ -95,26 +96,26 @@ class Post:
                 return False
         return True
 
-    def look_after(self, owner: object, texts: Sequence[Reader]) -> None:
-        """These texts are being computed: whenever the bell rings there is more of them.
+    def watch(self, owner: object, sequences: abc.Sequence[Reader]) -> None:
+        """Read these sequences at every wakeup: steps without Python compute them.
 
         Args:
-            owner: Who computes them, and nothing else any more.
-            texts: What reads each text, and the text; empty where it computes none.
+            owner: The MultiStep that computes them; it replaces what it watched before.
+            sequences: What reads each sequence, and the sequence; empty where it computes none.
         """
-        if texts:
-            self._rounds[owner] = texts
+        if sequences:
+            self._watched[owner] = sequences
         else:
-            self._rounds.pop(owner, None)
+            self._watched.pop(owner, None)
 
     # ---- in the loop
 
-    def _ring(self, heard: int) -> None:
+    def _wake_up(self, reader: int) -> None:
         with contextlib.suppress(BlockingIOError):
-            os.read(heard, 4096)
-        for texts in list(self._rounds.values()):
-            for read, text in texts:
-                self._guarded(read, text)
+            os.read(reader, 4096)
+        for sequences in list(self._watched.values()):
+            for read, sequence in sequences:
+                self._guarded(read, sequence)
 
     def _call(self) -> None:
         # Before the look at what is there: what comes behind it wakes the loop again.
@@ -123,7 +124,7 @@ class Post:
             while self._calls:
                 self._guarded(*self._calls.popleft())
         finally:
-            # Somebody pressed Ctrl-C, and the loop may go on all the same.
+            # After Ctrl-C the loop may go on all the same.
             if self._calls:
                 asyncio.get_running_loop().call_soon(self._call)
 
@@ -134,27 +135,27 @@ class Post:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            # The others have theirs all the same.
+            # The other listeners are called all the same.
             loop = asyncio.get_running_loop()
             loop.call_exception_handler({"message": "a listener has failed", "exception": error})
 
 
-_POSTS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Post] = weakref.WeakKeyDictionary()
+_NOTIFIERS: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopNotifier] = weakref.WeakKeyDictionary()
 
 
-class Channel:
-    """The way of one request to its listener in an event loop.
+class RequestStream:
+    """Delivers the chunks of one request to a listener in an event loop.
 
     Args:
-        post: Of the loop.
+        notifier: That of the loop.
         listener: Called there with each chunk, and with the exception that ends the request.
     """
 
-    def __init__(self, post: Post, listener: Callable[[Event], None]) -> None:
-        self.post = post
+    def __init__(self, notifier: LoopNotifier, listener: Callable[[Event], None]) -> None:
+        self.notifier = notifier
         self.listener = listener
 
 
-def _close(heard: int, bell: int) -> None:
-    os.close(heard)
-    os.close(bell)
+def _close(reader: int, writer: int) -> None:
+    os.close(reader)
+    os.close(writer)

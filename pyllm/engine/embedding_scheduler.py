@@ -6,7 +6,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from pyllm.core.threadpool import ThreadPool
 from pyllm.embedding.asks import Ask, Vectors
 from pyllm.embedding.embedder import Embedder
 from pyllm.engine.adapters import AdapterSet
-from pyllm.engine.pace import Pace
-from pyllm.engine.running_decode import RunningDecode
-from pyllm.engine.scheduler import Task
+from pyllm.engine.prefill_budget import PrefillBudget
+from pyllm.engine.scheduler import SequenceState
+from pyllm.engine.signals import AbortableDecode
 from pyllm.enums import PoolingType
 from pyllm.errors import DecodeAborted
 from pyllm.params import ContextParams
@@ -28,7 +28,7 @@ from pyllm.params import ContextParams
 _MOST_TEXTS = 64
 
 
-class VectorJob:
+class EmbeddingTask:
     """A request for vectors on its way through an engine.
 
     Args:
@@ -135,7 +135,7 @@ class SharedEmbedder(Embedder):
         return context
 
 
-class VectorQueue:
+class EmbeddingScheduler:
     """Requests for vectors, computed portion by portion by the thread of the engine.
 
     Requests of one kind share decodes, a text of each in turn, so that a short request is through soon beside a long
@@ -154,16 +154,16 @@ class VectorQueue:
         turn: Whether the step has a portion of vectors, and prompts wait.
     """
 
-    def __init__(self, embedder: Embedder, pace: Pace, decoding: RunningDecode) -> None:
+    def __init__(self, embedder: Embedder, pace: PrefillBudget, decoding: AbortableDecode) -> None:
         self.embedder = embedder
         self._decoding = decoding
         self.n_texts = self.n_tokens = self.n_steps = 0
         self.turn = False
         self._pace = pace
-        self._new: list[VectorJob] = []
-        self._cancels: list[VectorJob] = []
-        self._jobs: list[VectorJob] = []
-        self._picked: list[tuple[VectorJob, int]] = []
+        self._new: list[EmbeddingTask] = []
+        self._cancels: list[EmbeddingTask] = []
+        self._jobs: list[EmbeddingTask] = []
+        self._picked: list[tuple[EmbeddingTask, int]] = []
         self._steps: Generator[int, None, Vectors] | None = None
         self._n_left = 0
         self._beside = False
@@ -180,15 +180,15 @@ class VectorQueue:
         return len(self._jobs) + len(self._new)
 
     @property
-    def waiting(self) -> list[VectorJob]:
+    def waiting(self) -> list[EmbeddingTask]:
         """Requests of which nothing has been computed."""
         return [*(job for job in list(self._jobs) if not job.begun), *self._new]
 
-    def submit(self, job: VectorJob) -> None:
+    def submit(self, job: EmbeddingTask) -> None:
         """A request has come."""
         self._new.append(job)
 
-    def cancel(self, job: VectorJob) -> None:
+    def cancel(self, job: EmbeddingTask) -> None:
         """A request is not wanted any more."""
         if not job.done and not job.cancelled:
             job.cancelled = True
@@ -211,14 +211,15 @@ class VectorQueue:
             self._remove(job, DecodeAborted("the embedding was aborted", function="llama_decode"))
         return len(cancelled)
 
-    def plan(self, tasks: list[Task]) -> bool:
+    def schedule(self, sequences: Iterable[SequenceState]) -> bool:
         """Decide whether the step has a portion of vectors: always, but that they and prompts take turns.
 
         Args:
-            tasks: What else there is to compute.
+            sequences: What else there is to compute.
         """
-        self._beside = any(task.n_left == 1 for task in tasks)
-        prompts = any(task.n_left > 1 for task in tasks)
+        left = [sequence.n_left for sequence in sequences]
+        self._beside = 1 in left
+        prompts = any(n > 1 for n in left)
         self.turn = bool(self._jobs) and not (prompts and self.turn)
         return self.turn
 
@@ -328,7 +329,7 @@ class VectorQueue:
                 self._remove(job, error)
         return len(picked) if len(picked) == 1 else 0
 
-    def _remove(self, job: VectorJob, error: BaseException) -> None:
+    def _remove(self, job: EmbeddingTask, error: BaseException) -> None:
         """A request ends; what is being computed for nobody else is thrown away."""
         job.end(error)
         self._jobs = [other for other in self._jobs if not other.done]

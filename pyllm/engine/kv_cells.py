@@ -18,7 +18,7 @@ class _Segment:
     owners: int = 1
 
 
-class Ledger:
+class KVCellAllocator:
     """The cells of all sequences.
 
     Args:
@@ -40,7 +40,7 @@ class Ledger:
         return self.n_cells - self.used
 
     @property
-    def sequences(self) -> list[int]:
+    def seq_ids(self) -> list[int]:
         """The sequences that own cells."""
         return list(self._segments)
 
@@ -140,9 +140,9 @@ class Ledger:
         """
         return self.truncate(seq, 0)
 
-    def fork(self) -> Ledger:
+    def fork(self) -> KVCellAllocator:
         """A copy to try things on."""
-        other = Ledger(self.n_cells, self.n_each)
+        other = KVCellAllocator(self.n_cells, self.n_each)
         copies: dict[int, _Segment] = {}
         for seq, segments in self._segments.items():
             other._segments[seq] = [

@@ -1,4 +1,4 @@
-"""How many tokens of prompts a step takes, so that running texts are not kept waiting longer than wished."""
+"""The prefill tokens of a step, so that running sequences get their next tokens in time."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ _SHARED_MS = 300
 _LEAST_SHARED = 32
 
 
-class Pace:
-    """Learns how long steps take.
+class PrefillBudget:
+    """Learns the times of steps, and sets the prefill tokens of the next one.
 
     Args:
         n_batch: Tokens of a step at most.
-        target_ms: How long a step may take while texts are being generated; None: as long as it does.
-        n_prompt: Tokens of prompts in a step beside texts, at most and at first.
+        target_ms: Time of a step with running sequences; None: no limit.
+        n_prompt: Prefill tokens of a step beside running sequences, at most and at first.
 
     Attributes:
-        n_shared: Tokens of prompts in a step that several requests share.
+        n_shared: Prefill tokens of a step that several requests share.
     """
 
     def __init__(self, n_batch: int, target_ms: float | None, n_prompt: int) -> None:
@@ -30,18 +30,18 @@ class Pace:
         self._step_ms: float | None = None  # without prompts
         self._token_ms: float | None = None  # of a prompt
 
-    def measured(self, n_texts: int, n_prompt: int, ms: float) -> None:
+    def measured(self, n_sequences: int, n_prompt: int, ms: float) -> None:
         """A step has been made.
 
         Args:
-            n_texts: Texts that got a token.
+            n_sequences: Sequences that got a token.
             n_prompt: Tokens of prompts.
             ms: How long it took.
         """
         if n_prompt == 0:
             self._step_ms = _mean(self._step_ms, ms)
         elif n_prompt >= _LEAST:
-            base = self._step_ms if n_texts and self._step_ms is not None else 0.0
+            base = self._step_ms if n_sequences and self._step_ms is not None else 0.0
             self._token_ms = _mean(self._token_ms, max(ms - base, 0.05 * ms) / n_prompt)
         if self._token_ms is None:
             return
@@ -49,7 +49,7 @@ class Pace:
         if self.target_ms is None:
             return
         left = self.target_ms - (self._step_ms or 0.0)
-        # Less than would just fit: what goes on beside it takes time too, and the next tokens see more of the text.
+        # Less than would just fit: what goes on beside it takes time too, and the next tokens see more of the sequence.
         self.n_prompt = max(_LEAST, min(self.most, int(0.7 * left / self._token_ms)))
 
 

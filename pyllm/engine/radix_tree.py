@@ -21,7 +21,7 @@ class _Node:
         self.seqs: set[int] = set()  # those whose tokens reach the end of the edge, or go beyond
 
 
-class PrefixTree:
+class RadixTree:
     """The tokens of sequences, as far as they are known, whether they are computed or not.
 
     Sequences that were computed with other weights have nothing in common, whatever their tokens are: each of them has

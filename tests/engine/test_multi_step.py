@@ -19,8 +19,8 @@ import pytest
 from pyllm import Chunk, Llama, Model, errors
 from pyllm.core.batch import Batch
 from pyllm.core.python_sampler import PythonSampler
-from pyllm.engine import AsyncEngine, Engine, Job, channel
-from pyllm.engine.channel import Channel, Post
+from pyllm.engine import AsyncEngine, Engine, Request, channel
+from pyllm.engine.request_stream import LoopNotifier, RequestStream
 from pyllm.params import SamplingParams
 from pyllm.sampling import build_chain
 
@@ -67,10 +67,10 @@ def quiet(engine: Engine) -> None:
     """Everything has ended, and nothing is held but what idle sequences hold."""
     metrics = engine.metrics()
     assert metrics.n_running == metrics.n_waiting == 0
-    cache, memory = engine._cache, engine.context.memory
-    assert set(cache.ledger.sequences) == set(cache.idle)
+    cache, memory = engine._core.cache, engine.context.memory
+    assert set(cache.cells.seq_ids) == set(cache.idle)
     for seq in range(engine.context.n_seq_max):
-        assert memory.pos_max(seq) + 1 == cache.ledger.length(seq)
+        assert memory.pos_max(seq) + 1 == cache.cells.length(seq)
 
 
 def run(work: Any) -> Any:
@@ -117,20 +117,20 @@ async def read(stream: AsyncIterator[Chunk]) -> Any:
 def count_turns(engine: Engine) -> list[int]:
     """How many steps each turn of the engine's thread has made."""
     turns: list[int] = []
-    step = engine._steps.step
+    step = engine._core.step
 
     def counted() -> None:
-        before = engine._counters.steps
+        before = engine._core.counters.steps
         step()
-        turns.append(engine._counters.steps - before)
+        turns.append(engine._core.counters.steps - before)
 
-    engine._steps.step = counted  # type: ignore[method-assign]
+    engine._core.step = counted  # type: ignore[method-assign]
     return turns
 
 
 def generate(engine: Engine, **arguments: Any) -> list[Any]:
     """Some texts whose requests come in the same moment."""
-    jobs = engine._between.run(lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
+    jobs = engine._calls.run(lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
     return [job.result(300) for job in jobs]
 
 
@@ -233,23 +233,23 @@ def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden
         context, last = engine.context, engine.context.n_seq_max - 1
         if not hidden:
             # Cells are counted in units of 256, so a part of them is taken away.
-            engine._cache.ledger.n_cells = 120
+            engine._core.cache.cells.n_cells = 120
         else:
             # Cells that nobody has counted: llama.cpp finds no room in the middle of a round.
             batch = Batch.from_arrays(np.full(hidden, 5, np.int32), seq_ids=[last] * hidden)
-            engine._between.run(lambda: context.decode(batch))
+            engine._calls.run(lambda: context.decode(batch))
 
         async def make_room() -> None:
             while not engine.metrics().n_preempted:
                 await asyncio.sleep(0.001)
-            engine._between.run(lambda: context.memory.rm(last, -1, -1))
+            engine._calls.run(lambda: context.memory.rm(last, -1, -1))
 
         async def work() -> list[Any]:
-            post, heard = Post.of(asyncio.get_running_loop()), [asyncio.Queue[Any]() for _ in range(4)]
-            channels = [Channel(post, queue.put_nowait) for queue in heard]
+            post, heard = LoopNotifier.of(asyncio.get_running_loop()), [asyncio.Queue[Any]() for _ in range(4)]
+            channels = [RequestStream(post, queue.put_nowait) for queue in heard]
             # All come in the same moment.
             submit = functools.partial(engine.submit, **arguments)
-            engine._between.run(lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
+            engine._calls.run(lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
             streams = [read(chunks_of(queue)) for queue in heard]
             return (await asyncio.gather(*streams, make_room()))[:-1]
 
@@ -284,7 +284,7 @@ def test_a_sampler_that_is_closed_ends_its_request_alone(engine: Engine) -> None
     good, closed = (build_chain(params, engine.vocab, seed) for seed in (3, 4))
     jobs = [engine.submit([5, 6, 7], max_tokens=500, sampler=one, stream=False) for one in (good, closed)]
     wait_for(lambda: jobs[1].first_token is not None)
-    engine._between.run(closed.close)  # else it waits for the end of a round, and may come late
+    engine._calls.run(closed.close)  # else it waits for the end of a round, and may come late
     with pytest.raises(errors.ClosedError, match="Chain"):
         jobs[1].result(300)
     assert len(jobs[0].result(300).tokens) == 500
@@ -341,7 +341,7 @@ def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
             got: list[Any] = []
             client = AsyncEngine(engine)
             job = await client.submit([5, 6], listener=got.append, max_tokens=1500, logit_bias=endless(engine))
-            text = job.texts[0]
+            text = job.sequences[0]
             piece = text.piece
 
             def closing(**arguments: Any) -> Any:
@@ -349,7 +349,7 @@ def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
                 engine.close()
                 return found
 
-            text.piece = closing  # type: ignore[method-assign]
+            text.delta = closing  # type: ignore[method-assign]
             while not got or not isinstance(got[-1], BaseException):
                 await asyncio.sleep(0.001)
             assert sum((chunk.tokens for chunk in got[:-1]), ()) == tuple(text.row.tokens)
@@ -374,7 +374,7 @@ def test_who_has_read_the_end_may_go_on_at_once(tiny_model: Model, often: None) 
                 job = await client.submit([5, 6, number], max_tokens=40, sampler=sampler, listener=events.put_nowait)
                 while (await events.get()).completion is None:
                     pass
-                assert job.texts[0].task.id not in engine._texts
+                assert job.sequences[0].id not in engine._core.sequences
 
         async def work() -> None:
             await asyncio.gather(*map(again, range(16)))
@@ -404,7 +404,7 @@ def test_a_loop_that_is_closed_before_it_has_read_all(engine: Engine) -> None:
     heard: list[Any] = []
     arguments: dict[str, Any] = {"max_tokens": 200, "logit_bias": endless(engine)}
 
-    async def submit(n: int) -> list[Job]:
+    async def submit(n: int) -> list[Request]:
         return [await AsyncEngine(engine).submit([5, 6], listener=heard.append, **arguments) for _ in range(n)]
 
     first = loop.run_until_complete(submit(1))[0]
@@ -425,11 +425,11 @@ def test_a_loop_that_is_closed_before_it_has_read_all(engine: Engine) -> None:
 def test_a_text_that_was_computed_when_its_loop_was_closed_is_done(engine: Engine) -> None:
     loop = asyncio.new_event_loop()
 
-    async def submit() -> Job:
+    async def submit() -> Request:
         client = AsyncEngine(engine)
         return await client.submit([5, 6], listener=lambda event: None, max_tokens=9, logit_bias=endless(engine))
 
-    async def last() -> Job:
+    async def last() -> Request:
         job = await submit()
         wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
         # What the loop was told of the text comes behind this, and it does not come to that.
@@ -501,7 +501,7 @@ def test_a_loop_that_cannot_wait_for_a_pipe(engine: Engine, monkeypatch: pytest.
                 patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
             stream = AsyncEngine(engine).stream([5, 6], max_tokens=30, logit_bias=endless(engine))
             completion = await read(stream)
-            assert Post.of(asyncio.get_running_loop()).bell is None
+            assert LoopNotifier.of(asyncio.get_running_loop()).wakeup_fd is None
             return completion
 
     assert len(run(work()).tokens) == 30

@@ -1,0 +1,234 @@
+"""One sequence of a request: the state that the scheduler, the sampler and the reader of its text need."""
+
+from __future__ import annotations
+
+import enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyllm.completion.logprobs import LogprobsCollector, rows_at_once
+from pyllm.completion.request import CompletionRequest
+from pyllm.completion.sampled import SampledSequence
+from pyllm.core.context import Context
+from pyllm.engine.draft_state import DraftState
+from pyllm.engine.scheduler import SequenceState
+from pyllm.processors.base import LogitsProcessor, copied, process, read_only, reset
+
+# Tokens of prompts with logits in one step: each takes a row of floats as long as the vocabulary.
+_MOST_ROWS = 256
+
+
+class SequenceStatus(enum.Enum):
+    """Where a sequence is between its request and its end."""
+
+    WAITING = "waiting"
+    PREFILLING = "prefilling"
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    FINISHED = "finished"
+
+
+class Sequence(SampledSequence, SequenceState):
+    """A sequence of a request, from its arrival to its end.
+
+    Args:
+        request: What was asked for.
+        index: Its number in the request.
+        number: Its number in the engine; smaller ones arrived earlier.
+        priority: Smaller ones go first.
+        alone: Whether it is computed apart from others; see :mod:`pyllm.engine.deterministic`.
+
+    Attributes:
+        prompt_logprobs: The log-probabilities of the prompt, where they are asked for.
+        drafts: The state of its drafts, where it may have some.
+        slot: The slot that it is or was computed in; -1: none so far.
+        wanted_slot: The slot that was asked for, or None.
+        watched: Whether Python looks at each row of logits.
+    """
+
+    def __init__(
+        self, request: CompletionRequest, index: int, number: int, priority: int, *, alone: bool = False
+    ) -> None:
+        SampledSequence.__init__(self, request, index)
+        self.n_prompt = len(request.ids)
+        self._buffer = np.empty(self.n_prompt + 64, np.int32)
+        self._buffer[: self.n_prompt] = request.ids
+        SequenceState.__init__(
+            self, number, self._buffer[: self.n_prompt], number, priority, shares=request.cache_prompt
+        )
+        self.processors = own_processors(request, index)
+        self.alone = alone
+        self.n_counted = 0
+        self.n_cached = 0
+        self.error: BaseException | None = None
+        self.slot = -1
+        self.wanted_slot: int | None = None
+        self.prompt_logprobs: PromptLogprobs | None = None
+        self.drafts = None if alone or request.speculation is None else DraftState(request.speculation)
+        self.watched = bool(self.processors or request.stopping_criteria or self.collector is not None)
+
+    @property
+    def status(self) -> SequenceStatus:
+        """Where it is between its request and its end."""
+        if self.reason is not None or self.error is not None:
+            return SequenceStatus.FINISHED
+        if self.seq_id is None:
+            return SequenceStatus.PREEMPTED if self.slot >= 0 else SequenceStatus.WAITING
+        return SequenceStatus.RUNNING if self.n_left == 1 else SequenceStatus.PREFILLING
+
+    def edit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Run the processors on a row in place.
+
+        Args:
+            logits: The row, float32, shape (n_vocab,).
+
+        Returns:
+            The row before the processors where log-probabilities are collected, else `logits`.
+        """
+        raw = logits.copy() if self.collector is not None and self.processors else logits
+        if self.processors:
+            process(self.processors, read_only(self.ids), logits)
+        return raw
+
+    def append(self, token: int, raw: NDArray[np.float32] | None, row: NDArray[np.float32] | None) -> None:
+        """Append a sampled token.
+
+        Args:
+            token: Its id.
+            raw: The logits of the model, where log-probabilities are collected.
+            row: The row that it was sampled from, for stopping criteria.
+        """
+        n = len(self.ids)
+        if n == len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty(n, np.int32)])
+        self._buffer[n] = token
+        self.ids = self._buffer[: n + 1]
+        self.sampled(token, raw)
+        # No generator expression: what one closes over outlives its frame where a criterion raises.
+        for criterion in self.request.stopping_criteria:
+            if criterion(read_only(self.ids), row):  # type: ignore[arg-type]
+                self.reason = "stop"
+
+    def append_new(self) -> None:
+        """Append the tokens that steps without Python have sampled."""
+        tokens = self.row.tokens_from(len(self.tokens))
+        start, end = len(self.ids), len(self.ids) + len(tokens)
+        if end > len(self._buffer):
+            self._buffer = np.concatenate([self._buffer, np.empty(end, np.int32)])
+        self._buffer[start:end] = tokens
+        self.ids = self._buffer[:end]
+        self.tokens.extend(tokens)
+        self.sampled(None, None)
+
+    def ended(self, raw: NDArray[np.float32] | None) -> None:
+        """The model has ended it; where the prompt has log-probabilities, so has the token that ends it."""
+        self.reason = "stop"
+        if self.prompt_logprobs is not None and self.collector is not None and raw is not None:
+            self.collector.add_end(raw)
+
+    @property
+    def kv_seq_id(self) -> int:
+        """Its sequence in the KV cache, while it has one."""
+        assert self.seq_id is not None
+        return self.seq_id
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its steps compute the newest token and nothing else, once its prompt is computed."""
+        return self.drafts is None and self.prompt_logprobs is None and not self.alone
+
+    @property
+    def held(self) -> bool:
+        """Whether it waits until the first sequence of the request has scored the prompt."""
+        return self.prompt_logprobs is not None and self.prompt_logprobs.holds(self)
+
+
+def own_processors(request: CompletionRequest, index: int) -> list[LogitsProcessor]:
+    """The processors of one of several sequences that are generated at once: those with a state need a copy each."""
+    if request.n == request.best_of == 1:
+        found = list(request.processors)
+    else:
+        found = [copied(processor) for processor in request.processors]
+    reset(found)
+    return found
+
+
+class PromptLogprobs:
+    """Log-probabilities of a prompt, for all sequences of a request: the first one scores it, the others wait.
+
+    Args:
+        sequences: The sequences of the request.
+
+    Attributes:
+        complete: Whether the whole prompt is scored.
+    """
+
+    def __init__(self, sequences: list[Sequence]) -> None:
+        self._sequences = sequences
+        self._ids = sequences[0].request.ids
+        self.complete = False
+        sequences[0].scores = True
+        for sequence in sequences:
+            sequence.prompt_logprobs = self
+        self._first.begin_prompt(int(self._ids[0]))
+        self._n_scored = 1
+        self._check_complete()
+
+    @staticmethod
+    def begin(sequences: list[Sequence]) -> None:
+        """Score the prompt of a request, if it asks for that."""
+        if sequences[0].request.scores_prompt:
+            PromptLogprobs(sequences)
+
+    def holds(self, sequence: Sequence) -> bool:
+        """Whether a sequence has to wait until the first one has scored the prompt."""
+        first = self._sequences[0]
+        return sequence is not first and not self.complete and first.reason is None
+
+    def wanted(self, start: int, n: int) -> slice:
+        """Which of n tokens of the prompt, from `start` on, need logits: those that predict a token not yet scored."""
+        return slice(max(self._n_scored - 1 - start, 0), max(min(n, len(self._ids) - 1 - start), 0))
+
+    def score(self, start: int, n: int, context: Context, place: int) -> None:
+        """Score computed tokens, before they count for the sequence.
+
+        Args:
+            start: The first of them.
+            n: How many.
+            context: Where the logits are of those that :meth:`wanted` named.
+            place: The first of their rows.
+        """
+        wanted = self.wanted(start, n)
+        n_rows = wanted.stop - wanted.start
+        if n_rows <= 0:
+            return
+        first, last = start + wanted.start + 1, start + wanted.stop + 1
+        self._first.add_prompt(self._ids[first:last], np.asarray(context.logits)[place : place + n_rows])
+        self._n_scored = last
+        self._check_complete()
+
+    def _check_complete(self) -> None:
+        if self._n_scored < len(self._ids):
+            return
+        self.complete = True
+        self._first.end_prompt(len(self._sequences[0].request.prompt_text))
+        first, *others = self._sequences
+        # What has to be computed again after a preemption needs no logits.
+        first.scores = False
+        for sequence in others:
+            self._collector_of(sequence).take_over(self._first)
+
+    @property
+    def _first(self) -> LogprobsCollector:
+        return self._collector_of(self._sequences[0])
+
+    @staticmethod
+    def _collector_of(sequence: Sequence) -> LogprobsCollector:
+        assert sequence.collector is not None
+        return sequence.collector
+
+
+def rows_per_step(n_vocab: int) -> int:
+    """How many tokens of prompts may have logits in one step."""
+    return rows_at_once(_MOST_ROWS, n_vocab)
