@@ -206,9 +206,9 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods):
             logprobs: Report the log-probability of each token and of so many of the likeliest ones, by the model's
                 own logits; with `echo` those of the prompt too, unless it goes through an encoder. 0: of the token
                 alone.
-            n: How many texts. They share the prompt and are computed at once where the context has been made with
-                ``n_seq_max`` of at least so many and has room, and else one after another; with processors and
-                stopping criteria always one after another. Text i uses the seed ``seed + i``.
+            n: How many texts. They share the prompt, and are computed at once, as many as the context has sequences
+                (``n_seq_max``); with processors and stopping criteria one after another. Text i uses the seed
+                ``seed + i``.
             best_of: Generate so many, and give the n with the largest mean log-probability.
             suffix: Text behind the gap: fill in what belongs between prompt and suffix, with the tokens that the
                 model has for that. Control tokens do not count in either.

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.beam_params import BeamParams
-from pyllm.completion.parallel import compute_prompt
-from pyllm.completion.pieces import Finished, finished
+from pyllm.completion.pieces import Finished, as_completion, finished
 from pyllm.core.batch import Batch
 from pyllm.core.text_stream import TextStream
 from pyllm.errors import DecodeAborted, InvalidArgumentError, SamplerError
 from pyllm.processors.base import process, read_only
-from pyllm.types import FinishReason
+from pyllm.types import Completion, FinishReason
 
 if TYPE_CHECKING:
     from pyllm.completion.host import Call, CompletionHost
@@ -321,6 +320,28 @@ def _check_finite(row: NDArray[np.float32], where: str) -> None:
         raise SamplerError(f"the largest number {where} is {largest}: no token can be chosen")
 
 
+def compute_prompt(host: CompletionHost, request: CompletionRequest, owner: str | None) -> int:
+    """Compute the prompt in sequence 0, with the logits of its last token; the other sequences become empty.
+
+    Returns:
+        int: How many of its tokens had been computed before.
+
+    Raises:
+        DecodeAborted: The decode was aborted.
+    """
+    context, cache = host.context, host._cache
+    if not request.cache_prompt:
+        cache.forget()
+    cached = cache.reuse(request.ids, owner)
+    cache.vacate()
+    for start in range(cached, len(request.ids), context.n_batch):
+        part = request.ids[start : start + context.n_batch]
+        positions = np.arange(start, start + len(part), dtype=np.int32)
+        last = start + len(part) == len(request.ids)
+        context.decode(Batch.from_arrays(part, pos=positions, outputs="last" if last else "none"))
+    return cached
+
+
 class BeamRun:
     """Searches in the context of a Llama.
 
@@ -335,7 +356,7 @@ class BeamRun:
         self.cached = 0
         self.prompt_ms = self.generation_ms = 0.0
 
-    def finish(self) -> list[Finished]:
+    def finish(self) -> Completion:
         """The best texts, the best first."""
         call = self.call
         decoder = BeamDecoder(self.request, self.host.context)
@@ -354,7 +375,7 @@ class BeamRun:
         if not decoder.search.done:
             decoder.search.interrupt()
         self._tidy(decoder.held(0))
-        return decoder.results()
+        return as_completion(self.request, decoder.results(), self.cached, self.prompt_ms, self.generation_ms)
 
     def _tidy(self, tokens: tuple[int, ...] | None) -> None:
         """Keep what sequence 0 has for the next prompt, and remove the others."""

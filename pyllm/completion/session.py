@@ -6,11 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from pyllm.completion.batched import BatchedRun
 from pyllm.completion.beams import BeamRun
 from pyllm.completion.cache import OWNER
 from pyllm.completion.host import Call
-from pyllm.completion.parallel import ParallelRun
-from pyllm.completion.pieces import Finished, TextDelta, as_chunk, as_completion
+from pyllm.completion.pieces import Finished, as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
 from pyllm.errors import ClosedError, InvalidArgumentError
@@ -47,7 +47,6 @@ class CompletionSession:
             )
         self.call = Call(OWNER.get())
         self.runs: list[SingleRun] = []
-        self.parallel: ParallelRun | BeamRun | None = None
 
     def __enter__(self) -> CompletionSession:
         self.llama._calls.acquire(self.call)
@@ -61,7 +60,7 @@ class CompletionSession:
                     self.runs[-1].remember()
         finally:
             # They know the session: it would hold itself, and the Llama, until the garbage is collected.
-            self.runs, self.parallel = [], None
+            self.runs = []
             self.llama._cache.settle()
             self.llama._calls.release()
 
@@ -79,10 +78,10 @@ class CompletionSession:
 
     def finish(self) -> Completion:
         """Generate all of it."""
-        if self.request.beams is not None or ParallelRun.suits(self.request, self.llama.context):
-            run = ParallelRun if self.request.beams is None else BeamRun
-            self.parallel = run(self.llama, self.request, self.call)
-            return self._completion(self.parallel.finish())
+        if self.request.beams is not None:
+            return BeamRun(self.llama, self.request, self.call).finish()
+        if BatchedRun.suits(self.request, self.llama.context):
+            return BatchedRun(self.llama, self.request, self.call).finish()
         return self._completion([run.finish() for run in self._single_runs()])
 
     def tokens(self) -> Iterator[int]:
@@ -93,34 +92,23 @@ class CompletionSession:
     def chunks(self) -> Iterator[Chunk]:
         """Pieces of the texts as they become final; the last chunk has the completion."""
         request = self.request
-        open_choices = request.n
-        for piece in self._pieces():
-            completion = None
-            if piece.finish_reason is not None:
-                open_choices -= 1
-                if open_choices == 0:
-                    completion = self._completion(self._finished())
-            yield as_chunk(request, piece, completion)
+        if BatchedRun.suits(request, self.llama.context):
+            yield from BatchedRun(self.llama, request, self.call).chunks()
+            return
+        for run in self._single_runs():
+            for piece in run.pieces():
+                completion = None
+                if piece.finish_reason is not None and run.index == request.n - 1:
+                    completion = self._completion([one for each in self.runs for one in each.results])
+                yield as_chunk(request, piece, completion)
 
     def _single_runs(self) -> Iterator[SingleRun]:
         for index in range(self.request.best_of):
             self.runs.append(SingleRun(self.llama, self.request, self.call, index))
             yield self.runs[-1]
 
-    def _pieces(self) -> Iterator[TextDelta]:
-        if ParallelRun.suits(self.request, self.llama.context):
-            parallel = self.parallel = ParallelRun(self.llama, self.request, self.call)
-            yield from parallel.pieces()
-            return
-        for run in self._single_runs():
-            yield from run.pieces()
-
-    def _finished(self) -> list[Finished]:
-        parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
-        return [one for part in parts for one in part.results]
-
     def _completion(self, texts: list[Finished]) -> Completion:
-        parts: list[Any] = [self.parallel] if self.parallel is not None else list(self.runs)
+        parts = self.runs
         return as_completion(
             self.request,
             texts,

@@ -129,12 +129,24 @@ class EngineCore:
         """Whether :meth:`step` has something to compute."""
         return bool(self.sequences) or bool(self.embeddings)
 
-    def add_request(self, request: Request) -> None:
-        """Add a request; its sequences wait for the next step."""
+    def add_request(self, request: Request, n_resident: int | None = None) -> None:
+        """Add a request; its sequences wait for the next step.
+
+        Args:
+            request: The request.
+            n_resident: The first sequence runs in seq_id 0 of the context, which holds so many of its tokens and which
+                nothing else uses. None: it waits.
+        """
         self.unsettle()
         for sequence in request.sequences:
             self.sequences[sequence.id] = sequence
             self.requests[sequence] = request
+        if n_resident is not None:
+            first = request.sequences[0]
+            self.cache.begin(first, 0, n_resident)
+            self.slots.begin(first)
+            first.n_cached = n_resident
+            request.started = time.perf_counter()
 
     def abort(self, request: Request) -> None:
         """End a request now. It keeps what it has, with finish_reason "abort"."""
@@ -306,18 +318,18 @@ class EngineCore:
             return
         started = time.perf_counter()
         is_full = False
+        failure: Exception | None = None
         try:
             self._multi_step.run(room)
         except NoKVSlotError:
             is_full = True
         except Exception as error:
-            if self._multi_step.n_steps:
-                self._recover(rows, error)
+            if not self._multi_step.n_steps:
+                # A sampler of the caller's was closed, say. Nothing was computed; the single step finds which one.
+                self._multi_step.refuse()
+                self._compute(rows, [])
                 return
-            # A sampler of the caller's was closed, say. Nothing was computed; the single step finds which one.
-            self._multi_step.refuse()
-            self._compute(rows, [])
-            return
+            failure = error
         n = self._multi_step.n_steps
         for sequence in sequences:
             self.cache.computed(sequence, n)
@@ -329,7 +341,9 @@ class EngineCore:
             self.counters.step_sequences += n * len(rows)
             self._budget.measured(len(rows), 0, 1000 * (now - started) / n)
             self._deliver(sequences, now)
-        if is_full:
+        if failure is not None:
+            self._recover([row for row in rows if row[0].id in self.sequences], failure)
+        elif is_full:
             self._make_way()
 
     def _compute(self, rows: list[tuple[Sequence, int]], granted: list[tuple[Sequence, int]]) -> None:
@@ -337,7 +351,8 @@ class EngineCore:
         started = time.perf_counter()
         drafts = self.drafters.make(granted)
         try:
-            ready = self._decode(rows, drafts)
+            forks = self._forks(rows)
+            ready = self._decode(rows, drafts, forks)
         except NoKVSlotError:
             self._make_way()
             return
@@ -352,6 +367,12 @@ class EngineCore:
             cache.computed(sequence, n)
             if in_prefill:
                 counters.prompt_tokens += n
+        for sequence, others in forks.items():
+            for other in others:
+                cache.fork(sequence, other, [one.seq_id for one in self.sequences.values() if not one.alone])
+                self.slots.begin(other)
+                other.n_cached = other.n_computed
+                counters.cached_tokens += other.n_cached
         self.runner.sample(ready)
         self.drafters.verify(self.runner, cache, drafts)
         now = time.perf_counter()
@@ -363,17 +384,43 @@ class EngineCore:
         counters.step_sequences += len(rows)
         self._deliver(ready.sequences, now)
 
-    def _decode(self, rows: list[tuple[Sequence, int]], drafts: dict[Sequence, Draft]) -> Ready | None:
+    def _forks(self, rows: list[tuple[Sequence, int]]) -> dict[Sequence, list[Sequence]]:
+        """The sequences that fork from others at the end of their prompts, which this step computes."""
+        forks: dict[Sequence, list[Sequence]] = {}
+        for sequence, n in rows:
+            # Processors write into the row of logits: each sequence needs one of its own.
+            if n == sequence.n_left and sequence.row.n_generated == 0 and not sequence.processors:
+                others = [other for other in self.requests[sequence].sequences if other.held]
+                if others:
+                    forks[sequence] = others
+        if not forks:
+            return forks
+        running = [each for each in self.sequences.values() if each.seq_id is not None and not each.alone]
+        room = min(len(self.slots), self._limits.n_sequences, self._limits.n_batch) - len(running)
+        if self._unified:
+            # Each of them needs a cell in the next step.
+            room = min(room, self.cache.cells.free - sum(n for _, n in rows) - len(running))
+        for sequence, others in forks.items():
+            forks[sequence] = others[: max(room, 0)]
+            room -= len(forks[sequence])
+        return forks
+
+    def _decode(
+        self,
+        rows: list[tuple[Sequence, int]],
+        drafts: dict[Sequence, Draft],
+        forks: dict[Sequence, list[Sequence]],
+    ) -> Ready | None:
         """Compute a batch. None: it was aborted, as the requests of all its sequences are cancelled.
 
         A step without prompt tokens is short; only the others can be aborted.
         """
         if all(n == 1 for _, n in rows):
-            return self.drafters.decode(self.runner, rows, drafts)
+            return self.drafters.decode(self.runner, rows, drafts, forks)
         requests = {self.requests[sequence] for sequence, _ in rows}
         try:
             with self._decoding(requests, self.context.abort, self.context.clear_abort):
-                return self.drafters.decode(self.runner, rows, drafts)
+                return self.drafters.decode(self.runner, rows, drafts, forks)
         except DecodeAborted:
             if not all(request.cancelled for request in requests):
                 raise

@@ -232,17 +232,22 @@ class DrafterPool:
         return []
 
     @staticmethod
-    def decode(runner: ModelRunner, rows: list[tuple[Sequence, int]], drafts: dict[Sequence, Draft]) -> Ready:
+    def decode(
+        runner: ModelRunner,
+        rows: list[tuple[Sequence, int]],
+        drafts: dict[Sequence, Draft],
+        forks: dict[Sequence, list[Sequence]],
+    ) -> Ready:
         """Decode tokens of sequences and drafts; see :meth:`pyllm.engine.model_runner.ModelRunner.decode`.
 
         Without room in the KV cache there are no drafts: `drafts` is empty then.
         """
         if drafts:
             try:
-                return runner.decode(rows, drafts)
+                return runner.decode(rows, drafts, forks)
             except NoKVSlotError:
                 drafts.clear()
-        return runner.decode(rows)
+        return runner.decode(rows, forks=forks)
 
     def computed(self, rows: list[tuple[Sequence, int]], drafts: dict[Sequence, Draft]) -> None:
         """A batch was computed; called before its sequences change."""

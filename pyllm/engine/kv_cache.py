@@ -87,6 +87,33 @@ class KVCacheManager:
         if sequence.shares:
             self.tree.insert(seq, sequence.ids, sequence.adapters)
 
+    def begin(self, sequence: SequenceState, seq_id: int, n: int) -> None:
+        """A sequence begins to run in a seq_id of the context that holds its first n tokens already."""
+        self.cells.append(seq_id, n)
+        sequence.seq_id, sequence.n_computed = seq_id, n
+        if sequence.shares:
+            self.tree.insert(seq_id, sequence.ids, sequence.adapters)
+
+    def fork(self, source: SequenceState, sequence: SequenceState, taken: Iterable[int | None]) -> None:
+        """A sequence begins to run with all computed tokens of another one; idle sequences go where none is free.
+
+        Args:
+            source: The other one.
+            sequence: The sequence, which waits.
+            taken: The seq_ids of running sequences. There are fewer than the context has.
+        """
+        assert source.seq_id is not None
+        taken = list(taken)
+        seq_id = self._free_sequence(taken)
+        if seq_id is None:
+            seq_id = next(iter(self.idle))
+            self.evict(seq_id)
+        self._copy(source.seq_id, seq_id, source.n_computed)
+        self.cells.copy(source.seq_id, seq_id, source.n_computed)
+        sequence.seq_id, sequence.n_computed = seq_id, source.n_computed
+        if sequence.shares:
+            self.tree.insert(seq_id, sequence.ids, sequence.adapters)
+
     def computed(self, sequence: SequenceState, n: int) -> None:
         """Tokens of a request are in the KV cache now."""
         assert sequence.seq_id is not None

@@ -53,12 +53,18 @@ class ModelRunner:
         self._batch = Batch(context.n_batch)
         self._adapters: object = ()
 
-    def decode(self, rows: list[tuple[Sequence, int]], drafts: dict[Sequence, Draft] | None = None) -> Ready:
+    def decode(
+        self,
+        rows: list[tuple[Sequence, int]],
+        drafts: dict[Sequence, Draft] | None = None,
+        forks: dict[Sequence, list[Sequence]] | None = None,
+    ) -> Ready:
         """Decode tokens of sequences, and sample the next ones where no sequence needs Python.
 
         Args:
             rows: Sequences, and how many of their tokens. They have the same set of adapters.
             drafts: Draft tokens behind the newest ones of some sequences; every one gets logits.
+            forks: Sequences that fork from one of `rows` after this step, and sample from the same logits.
 
         Returns:
             Ready: The sequences whose tokens are all computed now. Their states have not changed yet.
@@ -86,7 +92,8 @@ class ModelRunner:
                 outputs: Literal["last", "none"] = "last" if is_ready else "none"
                 batch.add_sequence(sequence.ids[start : start + n], start, sequence.kv_seq_id, outputs=outputs)
             if is_ready:
-                ready.add(sequence, len(batch) - 1, batch.n_outputs - 1)
+                for each in (sequence, *(forks or {}).get(sequence, ())):
+                    ready.add(each, len(batch) - 1, batch.n_outputs - 1)
         for sequence, draft in (drafts or {}).items():
             draft.index, draft.place = len(batch), batch.n_outputs
             batch.add_sequence(draft.tokens, len(sequence.ids), sequence.kv_seq_id, outputs="all")

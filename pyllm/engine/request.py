@@ -67,6 +67,7 @@ class Request:
             else:
                 sequence = Sequence(completion_request, index, number + index, priority, alone=deterministic)
             sequence.adapters, sequence.wanted_slot = adapters, slot
+            sequence.leader = self.sequences[0] if index else None
             self.sequences.append(sequence)
         PromptLogprobs.begin(self.sequences)
         self.submitted = time.perf_counter()
@@ -112,6 +113,13 @@ class Request:
                     return
         finally:
             self.cancel()
+
+    def take(self) -> list[Event]:
+        """The events that have come since the last call, without waiting; for the thread that steps the core."""
+        events: list[Event] = []
+        while not self._events.empty():
+            events.append(self._events.get())
+        return events
 
     def cancel(self) -> None:
         """End it within a step, whether it waits or runs. It gives what it has, with the finish_reason "abort"."""

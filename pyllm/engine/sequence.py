@@ -8,12 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.logprobs import LogprobsCollector, rows_at_once
+from pyllm.completion.pieces import Finished, TextDelta, finished, noted
 from pyllm.completion.request import CompletionRequest
-from pyllm.completion.sampled import SampledSequence
 from pyllm.core.context import Context
+from pyllm.core.rows import Row
 from pyllm.engine.draft_state import DraftState
 from pyllm.engine.scheduler import SequenceState
 from pyllm.processors.base import LogitsProcessor, copied, process, read_only, reset
+from pyllm.sampling import accept_prompt
+from pyllm.types import FinishReason
 
 # Tokens of prompts with logits in one step: each takes a row of floats as long as the vocabulary.
 _MOST_ROWS = 256
@@ -29,7 +32,7 @@ class SequenceStatus(enum.Enum):
     FINISHED = "finished"
 
 
-class Sequence(SampledSequence, SequenceState):
+class Sequence(SequenceState):
     """A sequence of a request, from its arrival to its end.
 
     Args:
@@ -40,6 +43,13 @@ class Sequence(SampledSequence, SequenceState):
         alone: Whether it is computed apart from others; see :mod:`pyllm.engine.deterministic`.
 
     Attributes:
+        request: What was asked for.
+        index: Its number in the request.
+        row: Its sampler state and its text.
+        tokens: The generated tokens.
+        reason: Why it ended; None: it goes on.
+        limit: Most generated tokens.
+        leader: The first sequence of the request; None for that one itself.
         prompt_logprobs: The log-probabilities of the prompt, where they are asked for.
         drafts: The state of its drafts, where it may have some.
         slot: The slot that it is or was computed in; -1: none so far.
@@ -50,15 +60,29 @@ class Sequence(SampledSequence, SequenceState):
     def __init__(
         self, request: CompletionRequest, index: int, number: int, priority: int, *, alone: bool = False
     ) -> None:
-        SampledSequence.__init__(self, request, index)
+        chain = request.first_chain if index == 0 else request.chain(index)
+        sampler = request.sampler if chain is None else chain
+        assert sampler is not None
+        if chain is not None:
+            accept_prompt(chain, request.ids)
+        self.request = request
+        self.index = index
+        self.row = Row(sampler, stop=request.stop, special=request.special)
+        self.collector = (
+            None if request.records is None else LogprobsCollector(request.vocab, request.records, request.special)
+        )
+        self.parts = [request.prompt_text]
+        self.tokens: list[int] = []
+        self.n_taken = 0
+        self.reason: FinishReason | None = None
+        self.limit = request.limit
         self.n_prompt = len(request.ids)
         self._buffer = np.empty(self.n_prompt + 64, np.int32)
         self._buffer[: self.n_prompt] = request.ids
-        SequenceState.__init__(
-            self, number, self._buffer[: self.n_prompt], number, priority, shares=request.cache_prompt
-        )
+        super().__init__(number, self._buffer[: self.n_prompt], number, priority, shares=request.cache_prompt)
         self.processors = own_processors(request, index)
         self.alone = alone
+        self.leader: Sequence | None = None
         self.n_counted = 0
         self.n_cached = 0
         self.error: BaseException | None = None
@@ -127,6 +151,56 @@ class Sequence(SampledSequence, SequenceState):
         if self.prompt_logprobs is not None and self.collector is not None and raw is not None:
             self.collector.add_end(raw)
 
+    def sampled(self, token: int | None, logits: NDArray[np.float32] | None) -> None:
+        """Note a sampled token.
+
+        Args:
+            token: Its id; None where the model has ended the sequence.
+            logits: The logits of the model, where log-probabilities are collected.
+        """
+        if token is not None:
+            self.tokens.append(token)
+            if self.collector is not None:
+                self.collector.add(token, logits)
+        if self.row.finish_reason is not None:
+            self.reason = "stop"
+        elif len(self.tokens) >= self.limit:
+            self.reason = "length"
+
+    def delta(self, *, ended: bool = True) -> TextDelta | None:
+        """The text that has become final since the last call; the prompt comes first where it is echoed.
+
+        Args:
+            ended: Whether this may be the last delta. False: another one follows, even where the sequence has ended.
+        """
+        # The engine may go on meanwhile in another thread: it writes tokens before text, and the reason last.
+        reason = self.reason if ended else None
+        first = self.parts[0] if len(self.parts) == 1 else ""
+        text = self.row.stream.take(all=reason is not None)
+        if reason is None and not first and not text:
+            return None
+        self.parts.append(text)
+        if self.collector is not None and self.row.stream.stopped is not None:
+            self.collector.cut(sum(map(len, self.parts)))
+        fresh = self.row.tokens_from(self.n_taken)
+        self.n_taken += len(fresh)
+        return TextDelta(self.index, first + text, fresh, reason, noted(self.request, self.collector))
+
+    def finished(self) -> Finished:
+        """The sequence, when it is complete and all of its text has been taken."""
+        assert self.reason is not None
+        stopped = self.row.stream.stopped
+        return finished(
+            self.request,
+            self.index,
+            "".join(self.parts),
+            tuple(self.tokens),
+            self.reason,
+            stopped,
+            self.collector,
+            complete=self.reason == "stop" and self.row.finish_reason == "stop" and stopped is None,
+        )
+
     @property
     def kv_seq_id(self) -> int:
         """Its sequence in the KV cache, while it has one."""
@@ -140,8 +214,11 @@ class Sequence(SampledSequence, SequenceState):
 
     @property
     def held(self) -> bool:
-        """Whether it waits until the first sequence of the request has scored the prompt."""
-        return self.prompt_logprobs is not None and self.prompt_logprobs.holds(self)
+        """Whether it waits for the prefill of the first sequence of the request, from which it forks."""
+        leader = self.leader
+        if leader is None or self.seq_id is not None or leader.reason is not None or leader.error is not None:
+            return False
+        return leader.row.n_generated == 0
 
 
 def own_processors(request: CompletionRequest, index: int) -> list[LogitsProcessor]:
@@ -180,11 +257,6 @@ class PromptLogprobs:
         """Score the prompt of a request, if it asks for that."""
         if sequences[0].request.scores_prompt:
             PromptLogprobs(sequences)
-
-    def holds(self, sequence: Sequence) -> bool:
-        """Whether a sequence has to wait until the first one has scored the prompt."""
-        first = self._sequences[0]
-        return sequence is not first and not self.complete and first.reason is None
 
     def wanted(self, start: int, n: int) -> slice:
         """Which of n tokens of the prompt, from `start` on, need logits: those that predict a token not yet scored."""

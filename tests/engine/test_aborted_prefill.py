@@ -33,11 +33,11 @@ class Held:
                 self.aborted = True
                 self.ended.set()
 
-        def held(rows: Any, drafts: Any = None) -> Any:
+        def held(rows: Any, *others: Any, **forks: Any) -> Any:
             if sum(n for _, n in rows) > 100:
                 self.begun.set()
                 assert self.ended.wait(60)
-            return decode(rows, drafts)
+            return decode(rows, *others, **forks)
 
         monkeypatch.setattr(decoding, "check", noted)
         monkeypatch.setattr(runner, "decode", held)

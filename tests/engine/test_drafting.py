@@ -240,9 +240,9 @@ class Watch:
         self.seen: list[tuple[int, int]] = []
         decode = engine._core.runner.decode
 
-        def watched(rows: Any, drafts: Any = None) -> Any:
+        def watched(rows: Any, drafts: Any = None, **forks: Any) -> Any:
             self.seen.append((len(rows), len(drafts or {})))
-            return decode(rows, drafts)
+            return decode(rows, drafts, **forks)
 
         engine._core.runner.decode = watched  # type: ignore[method-assign]
 

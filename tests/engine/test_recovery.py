@@ -32,9 +32,9 @@ def fail_next_decode(engine: Engine, *, lora: Path | None = None) -> None:
     runner = engine._core.runner
     decode = runner.decode
 
-    def failing(rows: Any, drafts: Any = None) -> Any:
+    def failing(rows: Any, *others: Any, **forks: Any) -> Any:
         if [adapter.path for adapter, _ in rows[0][0].adapters] != ([] if lora is None else [str(lora)]):
-            return decode(rows, drafts)
+            return decode(rows, *others, **forks)
         raise errors.DecodeError("llama_decode failed", code=-3, function="llama_decode")
 
     runner.decode = failing  # type: ignore[method-assign]
@@ -125,7 +125,7 @@ def test_a_deterministic_request_that_fails_gets_a_new_context(engine: Engine) -
     runner = engine._deterministic._runner
     assert runner is not None
     first = runner.context
-    runner.decode = lambda rows, drafts=None: 1 // 0  # type: ignore[assignment, method-assign, return-value]
+    runner.decode = lambda rows, **others: 1 // 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ZeroDivisionError):
         engine.complete([5, 6], max_tokens=8, deterministic=True)
     assert first.closed
