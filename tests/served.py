@@ -18,7 +18,7 @@ import openai
 import programs
 
 from pyllm.engine import Engine, Request
-from pyllm.server.run import ModelRunner
+from pyllm.server.run import Runner
 from pyllm.server.state import ServerState
 
 # Words that stand in messages of Python, and of no other program.
@@ -66,7 +66,7 @@ class Served:
     """A server that runs."""
 
     url: str
-    runner: ModelRunner
+    runner: Runner
     state: ServerState
     thread: threading.Thread
     # One for all requests: what takes time is making it.

@@ -22,7 +22,7 @@ from pyllm.core.samplers import Dist, Greedy, Penalties, Temp, TopK
 LOGITS = np.array([1, 5, 3, 4, 2], np.float32)
 
 
-class LogprobsCollector:
+class Recorder:
     """Does nothing and writes down what it was asked."""
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class LogprobsCollector:
     def reset(self) -> None:
         self.calls.append("reset")
 
-    def clone(self) -> LogprobsCollector:
-        copy = LogprobsCollector()
+    def clone(self) -> Recorder:
+        copy = Recorder()
         copy.calls = [*self.calls, "clone"]
         return copy
 
@@ -62,11 +62,11 @@ class Source:
 
 
 def test_every_method_is_called() -> None:
-    recorder = LogprobsCollector()
+    recorder = Recorder()
     sampler = PythonSampler(recorder)
     assert sampler.name == "python"
     assert sampler.implementation is recorder
-    assert "LogprobsCollector" in repr(sampler)
+    assert "Recorder" in repr(sampler)
     sampler.apply(LOGITS)
     sampler.accept(3)
     sampler.reset()
@@ -192,7 +192,7 @@ def test_a_wrong_sorted_does_no_harm() -> None:
 
 
 def test_order_in_a_chain() -> None:
-    recorder, seen = LogprobsCollector(), []
+    recorder, seen = Recorder(), []
     chain = Chain(
         TopK(3),
         PythonSampler(recorder),
@@ -209,7 +209,7 @@ def test_order_in_a_chain() -> None:
 
 
 def test_clones_of_chains_are_independent() -> None:
-    source, recorder = Source([2]), LogprobsCollector()
+    source, recorder = Source([2]), Recorder()
     chain = Chain(Bitmask(source), PythonSampler(recorder), Greedy())
     copy = chain.clone()
     assert isinstance(copy[0], Bitmask)
@@ -228,7 +228,7 @@ def test_what_cannot_be_cloned_says_so() -> None:
         chain.clone()
     assert chain.apply(LOGITS)[3] == 1
 
-    class Lazy(LogprobsCollector):
+    class Lazy(Recorder):
         def clone(self) -> Any:
             return self
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_cloned_says_so() -> None:
 
 
 def test_implementations_are_freed_with_their_sampler() -> None:
-    recorder = LogprobsCollector()
+    recorder = Recorder()
     weak = weakref.ref(recorder)
     chain = Chain(PythonSampler(recorder), Greedy())
     copy = chain.clone()
@@ -326,7 +326,7 @@ def test_generation_is_that_of_the_native_sampler(context: Context, ids: np.ndar
 
     native = generate(context, ids, Chain(Greedy()))
     assert generate(context, ids, Chain(PythonSampler(greedy))) == native
-    recorder = LogprobsCollector()
+    recorder = Recorder()
     assert generate(context, ids, Chain(PythonSampler(recorder), Greedy())) == native
     accepted = [call[1] for call in recorder.calls if call[0] == "accept"]
     assert accepted[: len(native)] == native
@@ -435,7 +435,7 @@ def test_other_threads_run_between_two_calls(make_context: Callable[..., Context
     texts: dict[int, list[int]] = {}
 
     def work(i: int) -> None:
-        recorder = LogprobsCollector()
+        recorder = Recorder()
         texts[i] = generate(make_context(), ids, Chain(PythonSampler(recorder), Greedy()), 20)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]

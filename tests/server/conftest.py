@@ -17,7 +17,7 @@ from served import Process, Prompted, Served, quiet, wait_for
 from pyllm import Model
 from pyllm.engine import Engine
 from pyllm.server import Settings, make_app
-from pyllm.server.run import ModelRunner
+from pyllm.server.run import Runner
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def start() -> Iterator[Callable[..., Served]]:
 
     def start(engine: Engine | None, *, embedder: Any = None, **settings: Any) -> Served:
         app = make_app(engine, Settings(**settings), embedder=embedder)
-        runner = ModelRunner(app, port=0)
+        runner = Runner(app, port=0)
         http = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
         thread = threading.Thread(target=runner.run, daemon=True)
         thread.start()

@@ -25,7 +25,7 @@ from pyllm.server import Settings, make_app
 from pyllm.server.models import loader, pool
 from pyllm.server.models.loader import ModelSpec, estimate
 from pyllm.server.models.pool import Models
-from pyllm.server.run import ModelRunner
+from pyllm.server.run import Runner
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def start() -> Iterator[Callable[..., Served]]:
             models = Models(specs, settings or Settings(metrics=True), **arguments)
             stack.callback(models.close)
             models.load_at_start()
-            runner = ModelRunner(make_app(models=models), port=0)
+            runner = Runner(make_app(models=models), port=0)
             thread = threading.Thread(target=runner.run, daemon=True)
             thread.start()
             wait_for(lambda: runner.started and runner.servers)
