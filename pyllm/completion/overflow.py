@@ -96,12 +96,17 @@ class Overflow:
         tail = max(room - keep, _LEAST_ROOM)
         return np.concatenate([ids[:keep], ids[len(ids) - tail :]])
 
+    @staticmethod
+    def n_discarded(n_past: int, keep: int) -> int:
+        """How many of the computed tokens behind the first `keep` a shift forgets; below 1: it makes no room."""
+        return (n_past - keep) // 2
+
     def shift(self, generation: Generation, ids: NDArray[np.int32]) -> bool:
         """Make room in a context that is full; False when the rule is another."""
         if self.rule != "shift":
             return False
         keep = self.keep(ids)
-        discard = (generation.n_past - keep) // 2
+        discard = self.n_discarded(generation.n_past, keep)
         if discard < 1:
             return False
         generation.shift(keep, discard)

@@ -260,6 +260,10 @@ class EngineCore:
         n_shared = self._budget.n_shared
         if (n_prompt, n_shared) != (self._limits.n_prompt, self._limits.n_shared):
             self._limits = replace(self._limits, n_prompt=n_prompt, n_shared=n_shared)
+        for sequence in sequences:
+            if len(sequence.ids) > self.context.n_ctx_seq and sequence.request.overflow.rule == "shift":
+                self._shift(sequence)
+        sequences = [sequence for sequence in sequences if sequence.reason is None]
         self.drafters.want(sequence for sequence in self.sequences.values() if not sequence.alone)
         output = schedule(
             [sequence for sequence in sequences if sequence.seq_id is None],
@@ -363,7 +367,7 @@ class EngineCore:
             return
         self.drafters.computed(rows, drafts)
         for sequence, n in rows:
-            in_prefill = sequence.n_computed < sequence.n_prompt
+            in_prefill = sequence.n_computed < sequence.n_prompt and not sequence.shifted
             cache.computed(sequence, n)
             if in_prefill:
                 counters.prompt_tokens += n
@@ -467,6 +471,22 @@ class EngineCore:
         self.slots.end(sequence)
         self.cache.drop(sequence)
         self.counters.preempted += 1
+
+    def _shift(self, sequence: Sequence) -> None:
+        """Make room for a sequence that fills its context: half of its tokens behind the first ones go."""
+        self.unsettle()
+        overflow = sequence.request.overflow
+        keep = overflow.keep(sequence.request.ids)
+        n = overflow.n_discarded(len(sequence.ids) - 1, keep)
+        if n < 1:
+            self.end([sequence], "length")
+            return
+        self.drafters.forget(sequence)
+        if sequence.seq_id is not None and not self.cache.shift(sequence, keep, n):
+            # It is computed again without them, after the others.
+            self.slots.end(sequence)
+            self.cache.forget(sequence)
+        sequence.discard(keep, n)
 
     def _recover(self, rows: list[tuple[Sequence, int]], error: Exception) -> None:
         """A decode failed for good: its requests end, and all others go on in a new context.

@@ -252,8 +252,11 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         if not self.generates:
             raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
         asked = CompletionRequest(self, prompt, arguments)
-        if asked.overflow.rule != "error":
-            raise InvalidArgumentError(f"overflow={asked.overflow.rule!r} is for a Llama: here a text ends instead")
+        if deterministic and asked.overflow.rule == "shift":
+            raise InvalidArgumentError(
+                "a deterministic request cannot be combined with overflow='shift': what a shift keeps depends on when "
+                "the context was full"
+            )
         adapters, wanted_slot = self._adapters.chosen(lora), self._core.slots.wanted(slot)
         with self._lock:
             self._check_open()

@@ -26,6 +26,9 @@ class Sequences(Protocol):
     def cp(self, src: int, dst: int, p0: int = ..., p1: int = ...) -> None:
         """Let a sequence have positions of another one."""
 
+    def add(self, seq_id: int, delta: int, p0: int = ..., p1: int = ...) -> None:
+        """Add a number to positions of a sequence."""
+
     def pos_min(self, seq_id: int) -> int:
         """The smallest position of a sequence that is there."""
 
@@ -135,6 +138,22 @@ class KVCacheManager:
                 self.memory.rm(sequence.seq_id, -1, -1)
                 sequence.n_computed = 0
             self.cells.truncate(sequence.seq_id, sequence.n_computed)
+
+    def shift(self, sequence: SequenceState, keep: int, n: int) -> bool:
+        """Take n tokens behind the first `keep` out of a running sequence, and move those behind them.
+
+        Returns:
+            bool: Whether that was possible: positions of cells that sequences share cannot change, nor those of a
+            sliding window. If not, nothing has changed.
+        """
+        assert sequence.seq_id is not None
+        seq_id, length = sequence.seq_id, self.cells.length(sequence.seq_id)
+        if self.window or self.cells.private(seq_id) < length or not self.memory.rm(seq_id, keep, keep + n):
+            return False
+        self.memory.add(seq_id, -n, keep + n, -1)
+        self.cells.truncate(seq_id, length - n)
+        self.tree.remove(seq_id)
+        return True
 
     def cut(self, sequence: SequenceState) -> bool:
         """Remove from the KV cache what a decode that was aborted has left behind the tokens of a request.

@@ -50,6 +50,7 @@ class Sequence(SequenceState):
         reason: Why it ended; None: it goes on.
         limit: Most generated tokens.
         leader: The first sequence of the request; None for that one itself.
+        shifted: Whether tokens were discarded; `ids` has the others.
         prompt_logprobs: The log-probabilities of the prompt, where they are asked for.
         drafts: The state of its drafts, where it may have some.
         slot: The slot that it is or was computed in; -1: none so far.
@@ -83,6 +84,7 @@ class Sequence(SequenceState):
         self.processors = own_processors(request, index)
         self.alone = alone
         self.leader: Sequence | None = None
+        self.shifted = False
         self.n_counted = 0
         self.n_cached = 0
         self.error: BaseException | None = None
@@ -112,7 +114,7 @@ class Sequence(SequenceState):
         """
         raw = logits.copy() if self.collector is not None and self.processors else logits
         if self.processors:
-            process(self.processors, read_only(self.ids), logits)
+            process(self.processors, self.all_ids, logits)
         return raw
 
     def append(self, token: int, raw: NDArray[np.float32] | None, row: NDArray[np.float32] | None) -> None:
@@ -131,7 +133,7 @@ class Sequence(SequenceState):
         self.sampled(token, raw)
         # No generator expression: what one closes over outlives its frame where a criterion raises.
         for criterion in self.request.stopping_criteria:
-            if criterion(read_only(self.ids), row):  # type: ignore[arg-type]
+            if criterion(self.all_ids, row):  # type: ignore[arg-type]
                 self.reason = "stop"
 
     def append_new(self) -> None:
@@ -144,6 +146,24 @@ class Sequence(SequenceState):
         self.ids = self._buffer[:end]
         self.tokens.extend(tokens)
         self.sampled(None, None)
+
+    def discard(self, keep: int, n: int) -> None:
+        """Forget n computed tokens behind the first `keep`: later tokens do not see them. A context shift.
+
+        What is computed depends on the forgotten tokens still, so that no other sequence can share it.
+        """
+        ids = np.concatenate([self.ids[:keep], self.ids[keep + n :]])
+        self._buffer = np.concatenate([ids, np.empty(len(ids), np.int32)])
+        self.ids = self._buffer[: len(ids)]
+        self.n_computed = max(0, self.n_computed - n)
+        self.shares, self.shifted = False, True
+
+    @property
+    def all_ids(self) -> NDArray[np.int32]:
+        """The prompt and all generated tokens, read-only, for processors and stopping criteria."""
+        if not self.shifted:
+            return read_only(self.ids)
+        return read_only(np.concatenate([self.request.ids, np.array(self.tokens, np.int32)]))
 
     def ended(self, raw: NDArray[np.float32] | None) -> None:
         """The model has ended it; where the prompt has log-probabilities, so has the token that ends it."""

@@ -269,7 +269,7 @@ def test_wrong_arguments(engine: Engine, tiny_model: Model) -> None:
     with pytest.raises(errors.InvalidArgumentError, match="priority"):
         engine.submit([1], priority="high")  # type: ignore[arg-type]
     with pytest.raises(errors.InvalidArgumentError, match="overflow"):
-        engine.submit([1], overflow="shift")
+        engine.submit([1], overflow="slide")
     for arguments in ({"n_parallel": 0}, {"n_batch": 1, "n_parallel": 2}, {"target_ms": 0}, {"n_seq_max": 3}):
         with pytest.raises(errors.InvalidArgumentError):
             Engine(tiny_model, **arguments)

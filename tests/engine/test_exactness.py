@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyllm import Llama, Model
+from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
 
 # One thread, float32 keys and values: sums do not depend on what is computed beside them, up to their last bits.
@@ -152,3 +152,54 @@ def test_an_engine_is_deterministic_in_a_crowd(tiny_model: Model, alone) -> None
             other.cancel()
     del arguments["deterministic"]
     assert first == alone(tiny_model, PREFIX, **arguments).tokens
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_a_full_context_is_shifted(tiny_model: Model, unending, kind: str) -> None:
+    arguments: dict[str, Any] = {"max_tokens": 700, "temperature": 0, "logit_bias": unending, "overflow": "shift"}
+    with Llama(tiny_model, n_ctx=256, n_batch=64, **EXACT) as llm:
+        expected = llm(PREFIX, n_keep=4, **arguments).tokens
+    assert len(expected) == 700
+    with face(kind, tiny_model, n_parallel=2, n_ctx=512, unified=False) as maker:
+        found = complete(maker, PREFIX, n_keep=4, **arguments)
+        assert found.tokens == expected and found.choices[0].finish_reason == "length"
+        # What is left in the KV cache has seen other tokens than its own: it is no prefix of anything.
+        again = complete(maker, [*PREFIX, *found.tokens[:100]], max_tokens=3, temperature=0, cache_prompt=True)
+        assert again.usage.cached_tokens == 0
+
+
+def test_shifted_sequences_that_share_cells_are_computed_again(tiny_model: Model, unending) -> None:
+    arguments: dict[str, Any] = {"max_tokens": 400, "temperature": 0, "logit_bias": unending, "overflow": "shift"}
+    with face("engine", tiny_model, n_parallel=2, n_ctx=256) as engine:
+        seen: list[int] = []
+
+        def look(ids: np.ndarray, logits: np.ndarray) -> None:
+            seen.append(len(ids))
+
+        found = engine.complete(PREFIX, n=2, **arguments)
+        assert [len(choice.tokens) for choice in found.choices] == [400, 400]
+        assert engine.complete(PREFIX, logits_processor=look, **arguments).tokens
+        # Processors see all tokens, also those that the context has no room for.
+        assert seen == list(range(len(PREFIX), len(PREFIX) + 400))
+        held = engine._core.cache.cells
+        assert set(held.seq_ids) == set(engine._core.cache.idle)
+
+
+@pytest.mark.parametrize("kind", FACES)
+def test_a_long_prompt_loses_its_middle(tiny_model: Model, kind: str) -> None:
+    prompt = [5 + i % 200 for i in range(500)]
+    arguments: dict[str, Any] = {"max_tokens": 20, "temperature": 0}
+    with Llama(tiny_model, n_ctx=256, n_batch=64, **EXACT) as llm:
+        left = [*prompt[:10], *prompt[-226:]]
+        expected = llm(left, **arguments).tokens
+    with face(kind, tiny_model, n_parallel=2, n_ctx=512, unified=False) as maker:
+        found = complete(maker, prompt, overflow="truncate_middle", n_keep=10, **arguments)
+        assert (found.tokens, found.usage.prompt_tokens) == (expected, 236)
+
+
+def test_a_deterministic_request_is_not_shifted(tiny_model: Model) -> None:
+    with (
+        face("engine", tiny_model) as engine,
+        pytest.raises(errors.InvalidArgumentError, match="cannot be combined with overflow='shift'"),
+    ):
+        engine.complete([5], overflow="shift", deterministic=True)
