@@ -39,18 +39,19 @@ class Checkpoints:
         """Those that are still true of a text whose first `n` tokens are the same."""
         return Checkpoints(tuple(item for item in self.items if item.n <= n))
 
-    def taken(self, context: Context, n: int, limit: int) -> Checkpoints:
-        """With one more, of sequence 0 as it is now, which holds `n` tokens; at most :data:`MOST` of them.
+    def taken(self, context: Context, n: int, limit: int, seq_id: int = 0) -> Checkpoints:
+        """With one more, of a sequence as it is now, which holds `n` tokens; at most :data:`MOST` of them.
 
         Args:
             context: The context.
             n: How many tokens.
             limit: Bytes that all of them may take; the oldest go first.
+            seq_id: The sequence.
         """
         if any(item.n == n for item in self.items):
             return self
         try:
-            data = context.state.save(0, flags=StateFlags.PARTIAL_ONLY)
+            data = context.state.save(seq_id, flags=StateFlags.PARTIAL_ONLY)
         except PyllmError:
             return self  # nothing is lost but time
         items = sorted((*self.items, Checkpoint(n, data)), key=lambda item: item.n)
@@ -63,10 +64,10 @@ class Checkpoints:
         return Checkpoints(tuple(items))
 
 
-def restore(context: Context, checkpoint: Checkpoint) -> bool:
-    """Bring sequence 0 back to a checkpoint of the text it holds; False when that is not possible."""
+def restore(context: Context, checkpoint: Checkpoint, seq_id: int = 0) -> bool:
+    """Bring a sequence back to a checkpoint of the text it holds; False when that is not possible."""
     try:
-        context.state.load(checkpoint.data, 0, flags=StateFlags.PARTIAL_ONLY)
-        return context.memory.rm(0, checkpoint.n) and context.memory.pos_max(0) == checkpoint.n - 1
+        context.state.load(checkpoint.data, seq_id, flags=StateFlags.PARTIAL_ONLY)
+        return context.memory.rm(seq_id, checkpoint.n) and context.memory.pos_max(seq_id) == checkpoint.n - 1
     except PyllmError:
         return False

@@ -104,6 +104,7 @@ class EngineCore:
             whole=self.whole,
             host_whole=self.host.whole,
             n_drafting=self.drafters.up_to,
+            checkpoints=self.whole and host_bytes > 0,
         )
 
     def _use(self, context: Context) -> None:
@@ -116,6 +117,7 @@ class EngineCore:
             n_sequences=context.n_seq_max,
             n_each=None if self._unified else context.n_ctx_seq,
             window=context.model.n_swa,
+            context=context if self.whole else None,
         )
         self.runner = ModelRunner(context)
         # What the next step computes if nothing comes or ends: one token of each of these sequences.
@@ -369,6 +371,7 @@ class EngineCore:
         for sequence, n in rows:
             in_prefill = sequence.n_computed < sequence.n_prompt and not sequence.shifted
             cache.computed(sequence, n)
+            cache.checkpoint(sequence)
             if in_prefill:
                 counters.prompt_tokens += n
         for sequence, others in forks.items():

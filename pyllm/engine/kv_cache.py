@@ -10,6 +10,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pyllm.completion.checkpoints import Checkpoints, restore
+from pyllm.core.context import Context
 from pyllm.engine.host_kv_cache import HostKVCache
 from pyllm.engine.kv_cells import KVCellAllocator
 from pyllm.engine.radix_tree import RadixTree
@@ -43,6 +45,7 @@ class KVCacheManager:
         n_sequences: How many sequences the context has.
         n_each: Cells that each sequence has for itself. None: they share all, in a unified cache.
         window: Width of the model's sliding window in tokens; 0: it has none.
+        context: Where checkpoints are taken, of a memory that cannot be cut. None: there are none.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class KVCacheManager:
         n_sequences: int = 1,
         n_each: int | None = None,
         window: int = 0,
+        context: Context | None = None,
     ) -> None:
         self.memory = memory
         self.window = window
@@ -61,6 +65,10 @@ class KVCacheManager:
         self.n_sequences = n_sequences
         self.cells = KVCellAllocator(n_cells, n_each)
         self.tree = RadixTree()
+        self._context = context
+        self._checkpoints: dict[int, Checkpoints] = {}
+        # Each sequence has its share of what the host tier may take.
+        self._checkpoint_bytes = 0 if host is None else host.limit // (n_sequences + 1)
         self.idle: OrderedDict[int, None] = OrderedDict()
 
     def expect(self, admissions: Iterable[Admission]) -> None:
@@ -73,22 +81,52 @@ class KVCacheManager:
         seq, source, n = admission.seq_id, admission.source, admission.n_reused
         if source is not None and not self._is_there(source, n):
             n = 0
+        if source in self._checkpoints:
+            # Those behind the prefix are of other tokens.
+            self._checkpoints[seq] = self._checkpoints[source].until(n)
         if source is not None and source != seq:
+            whole = self.cells.length(source)
             self._copy(source, seq, n)
             self.cells.copy(source, seq, n)
             if source in self.idle:
                 self.idle.move_to_end(source)
+            n = self._restored(seq, n, whole)
         elif source is not None:
             del self.idle[seq]
             key, ids = self.tree.ids(seq)
             self._to_host(seq, ids, key, stays=n)
-            self.memory.rm(seq, n, -1)
+            if self._context is None or n == 0:
+                self.memory.rm(seq, n, -1)
+            whole = self.cells.length(seq)
             self.cells.truncate(seq, n)
+            n = self._restored(seq, n, whole)
         elif admission.host is not None:
             n = self._from_host(admission.host, seq, n)
-        sequence.seq_id, sequence.n_computed = seq, n
+        sequence.seq_id, sequence.n_computed, sequence.stops = seq, n, admission.stops
         if sequence.shares:
             self.tree.insert(seq, sequence.ids, sequence.adapters)
+
+    def checkpoint(self, sequence: SequenceState) -> None:
+        """Take a checkpoint of a running sequence, if it has come to a stop."""
+        if self._context is None or sequence.n_computed not in sequence.stops or sequence.seq_id is None:
+            return
+        seq_id = sequence.seq_id
+        before = self._checkpoints.get(seq_id, Checkpoints())
+        taken = before.taken(self._context, sequence.n_computed, self._checkpoint_bytes, seq_id)
+        self._checkpoints[seq_id] = taken
+        self.cells.mark(seq_id, tuple(item.n for item in taken.items))
+
+    def _restored(self, seq_id: int, n: int, whole: int) -> int:
+        """Bring a sequence of `whole` tokens, which cannot be cut, back to its first n; how many it has then."""
+        if self._context is None or n == 0 or n == whole:
+            return n
+        checkpoint = self._checkpoints.get(seq_id, Checkpoints()).best(n)
+        if checkpoint is not None and checkpoint.n == n and restore(self._context, checkpoint, seq_id):
+            return n
+        self.memory.rm(seq_id, -1, -1)
+        self.cells.remove(seq_id)
+        self._checkpoints.pop(seq_id, None)
+        return 0
 
     def begin(self, sequence: SequenceState, seq_id: int, n: int) -> None:
         """A sequence begins to run in a seq_id of the context that holds its first n tokens already."""
@@ -113,6 +151,8 @@ class KVCacheManager:
             self.evict(seq_id)
         self._copy(source.seq_id, seq_id, source.n_computed)
         self.cells.copy(source.seq_id, seq_id, source.n_computed)
+        if source.seq_id in self._checkpoints:
+            self._checkpoints[seq_id] = self._checkpoints[source.seq_id]
         sequence.seq_id, sequence.n_computed = seq_id, source.n_computed
         if sequence.shares:
             self.tree.insert(seq_id, sequence.ids, sequence.adapters)
@@ -281,12 +321,17 @@ class KVCacheManager:
             self.evict(seq)
 
     def _copy(self, source: int, seq: int, n: int) -> None:
-        self.memory.cp(source, seq, 0, n)
+        """Copy the first n tokens; of a memory that cannot be cut all, to go back to a checkpoint then."""
+        if self._context is None:
+            self.memory.cp(source, seq, 0, n)
+        else:
+            self.memory.cp(source, seq)
 
     def _remove(self, seq: int) -> None:
         self.memory.rm(seq, -1, -1)
         self.cells.remove(seq)
         self.tree.remove(seq)
+        self._checkpoints.pop(seq, None)
 
     def _free_sequence(self, taken: Iterable[int | None]) -> int | None:
         used = {*self.cells.seq_ids, *self.idle, *taken}

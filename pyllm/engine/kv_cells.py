@@ -32,6 +32,7 @@ class KVCellAllocator:
         self._segments: dict[int, list[_Segment]] = {}
         self._lengths: dict[int, int] = {}
         self._whole: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, ...]] = {}
         self.used = 0
 
     @property
@@ -55,6 +56,14 @@ class KVCellAllocator:
     def bind(self, seq: int, n: int) -> None:
         """The first n tokens of a sequence can be taken over together only."""
         self._whole[seq] = n
+
+    def mark(self, seq: int, positions: tuple[int, ...]) -> None:
+        """A sequence has checkpoints at these numbers of tokens, and no others."""
+        self._marks[seq] = positions
+
+    def checkpoint(self, seq: int, n: int) -> int:
+        """The number of tokens at the last checkpoint of a sequence within its first n tokens; 0: there is none."""
+        return max((position for position in self._marks.get(seq, ()) if position <= n), default=0)
 
     @property
     def shares(self) -> bool:
@@ -97,6 +106,8 @@ class KVCellAllocator:
             raise ValueError(f"{n} of {self.length(source)} tokens cannot be copied to sequence {target}")
         if n <= 0:
             return
+        if source in self._marks:
+            self._marks[target] = tuple(position for position in self._marks[source] if position <= n)
         if not self.shares:
             self.append(target, n)
             return
@@ -116,6 +127,8 @@ class KVCellAllocator:
         """
         if n >= self.length(seq):
             return 0
+        if seq in self._marks:
+            self._marks[seq] = tuple(position for position in self._marks[seq] if position <= n)
         index = self._cut(seq, n) if n > 0 else 0
         segments = self._segments[seq]
         freed = 0
@@ -129,6 +142,7 @@ class KVCellAllocator:
         else:
             del self._segments[seq], self._lengths[seq]
             self._whole.pop(seq, None)
+            self._marks.pop(seq, None)
         self.used -= freed
         return freed
 
@@ -150,6 +164,7 @@ class KVCellAllocator:
             ]
         other._lengths = dict(self._lengths)
         other._whole = dict(self._whole)
+        other._marks = dict(self._marks)
         other.used = self.used
         return other
 

@@ -107,6 +107,7 @@ class RadixTree:
         *,
         n_whole: Callable[[int], int] | None = None,
         whole: bool = False,
+        checkpoint: Callable[[int, int], int] | None = None,
     ) -> tuple[int, int | None, int]:
         """Where the beginning of a prompt can be taken from.
 
@@ -115,7 +116,8 @@ class RadixTree:
             n_computed: How many tokens of a sequence are in the KV cache.
             key: That of the prompt.
             n_whole: How many tokens of a sequence can be taken together only. None: any number can be taken.
-            whole: Sequences can be taken as a whole only, with all that is computed of them.
+            whole: Sequences can be taken as a whole only, with all that is computed of them, or up to a checkpoint.
+            checkpoint: The tokens of a sequence up to its last checkpoint within so many; 0: there is none.
 
         Returns:
             tuple: How many tokens can be taken now, the sequence that has them or None, and how many could be taken
@@ -127,7 +129,9 @@ class RadixTree:
                 break
             computed = n_computed(seq)
             if computed > length if whole else n_whole is not None and n_whole(seq) > length:
-                continue
+                computed = 0 if checkpoint is None else min(computed, checkpoint(seq, length))
+                if not computed:
+                    continue
             promised = max(promised, 0 if whole else length)
             usable = min(length, computed)
             if usable > found:

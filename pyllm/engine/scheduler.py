@@ -46,6 +46,7 @@ class SequenceState:
         scores: Whether log-probabilities of its prompt are wanted, so that every token of it has to be computed.
         n_drafted: Most draft tokens to verify in the next step.
         adapters: The set of adapters it is computed with. Sequences with different sets share nothing.
+        stops: Numbers of tokens at which its prefill pauses for a checkpoint.
     """
 
     id: int
@@ -58,6 +59,7 @@ class SequenceState:
     scores: bool = False
     n_drafted: int = 0
     adapters: Hashable = ()
+    stops: tuple[int, ...] = ()
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -86,6 +88,7 @@ class Limits:
         n_drafting: Drafts are verified while at most so many sequences run.
         whole: A prefix can only be a whole cached sequence: the memory of the model cannot be cut.
         host_whole: The same for sequences of the host tier.
+        checkpoints: Checkpoints are taken, where the next prompt may begin to differ.
     """
 
     n_sequences: int
@@ -99,6 +102,7 @@ class Limits:
     whole: bool = False
     host_whole: bool = False
     n_shared: int | None = None
+    checkpoints: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ class Admission:
         source: The cached sequence that its prefix is copied from, or None; `seq_id` itself where that one is reused.
         n_reused: Tokens of the prefix.
         host: The sequence of the host tier that its prefix is loaded from, or None.
+        stops: Numbers of tokens at which its prefill pauses for a checkpoint.
     """
 
     id: int
@@ -118,6 +123,7 @@ class Admission:
     source: int | None = None
     n_reused: int = 0
     host: int | None = None
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -294,7 +300,8 @@ class _Scheduler:
             # A source is there until this step has been carried out.
             if source in self.idle:
                 self.idle.remove(source)
-            self.admitted.append((sequence, Admission(sequence.id, seq, source, n_reused, host)))
+            stops = self._stops(sequence, n_reused)
+            self.admitted.append((sequence, Admission(sequence.id, seq, source, n_reused, host, stops)))
             self.result.admit.append(self.admitted[-1][1])
 
     def _beginning(self, sequence: SequenceState) -> tuple[int, int | None, int]:
@@ -304,7 +311,12 @@ class _Scheduler:
         ids = sequence.ids[: len(sequence.ids) - 1]
         whole = self.limits.whole
         n_reused, source, promised = self.tree.best(
-            ids, self._n_computed, sequence.adapters, n_whole=self.cells.whole, whole=whole
+            ids,
+            self._n_computed,
+            sequence.adapters,
+            n_whole=self.cells.whole,
+            whole=whole,
+            checkpoint=self.cells.checkpoint if whole else None,
         )
         for other, _ in self.admitted:
             if other.shares and other.adapters == sequence.adapters and not whole:
@@ -320,6 +332,17 @@ class _Scheduler:
         whole = self.limits.host_whole or self.limits.whole
         n, number, _ = host.best(ids, lambda number: len(host.ids(number)[1]), sequence.adapters, whole=whole)
         return number, n, 0 if number is None else len(host.ids(number)[1])
+
+    def _stops(self, sequence: SequenceState, n_reused: int) -> tuple[int, ...]:
+        """Where the prefill pauses for checkpoints: where the prompt leaves a known one, and before its last token."""
+        if not self.limits.checkpoints or not sequence.shares:
+            return ()
+        n = len(sequence.ids)
+        branches = {n - 1}
+        for tree in (self.tree, self.host):
+            longest = None if tree is None else next(tree.matches(sequence.ids, sequence.adapters), None)
+            branches.add(0 if longest is None else longest[0])
+        return tuple(sorted(branch for branch in branches if n_reused < branch < n))
 
     def _needed(self, sequence: SequenceState, n_reused: int, at_least: int = 0) -> int:
         """Cells of the rest of a prompt, and of one token of each running sequence: else it is preempted at once."""
@@ -388,6 +411,9 @@ class _Scheduler:
             if sequence.scores:
                 n_scoring = sum(other.scores for other, _, _ in ordered[i:])
                 share = min(share, max(1, rows // n_scoring), rows)
+            stops = next((one.stops for each, one in self.admitted if each is sequence), sequence.stops)
+            start = len(sequence.ids) - left
+            share = min([share, *(stop - start for stop in stops if stop > start)])
             share = min(share, self._make_room(share, sequence)) if share else 0
             if share > 0 and (sequence in self.running or any(sequence is one for one, _ in self.admitted)):
                 self._take(sequence, seq, share)
