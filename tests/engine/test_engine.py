@@ -7,7 +7,6 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import isolated
@@ -480,32 +479,32 @@ def test_a_listener_that_fails_ends_nothing(engine: Engine, caplog: pytest.LogCa
     assert "the listener of" in caplog.text
 
 
-def test_texts_may_end_while_callers_look(engine: Engine) -> None:
+def test_sequences_may_end_while_callers_look(engine: Engine) -> None:
     ending: dict[int, Any] = {}
 
-    class Text:
+    class Ending:
         @property
-        def task(self) -> Any:
+        def seq_id(self) -> int:
             ending.pop(1, None)  # as the thread of the engine does between any two instructions
-            return SimpleNamespace(seq=0)
+            return 0
 
-    ending |= {0: Text(), 1: Text(), 2: Text()}
-    engine._core.sequences = ending
+    ending |= {0: Ending(), 1: Ending(), 2: Ending()}
+    sequences, engine._core.sequences = engine._core.sequences, ending
     engine._check_queue(1)
-    engine._core.sequences = engine._core.sequences
+    engine._core.sequences = sequences
 
-    class Place:
-        texts = iter([engine.submit([5, 6], max_tokens=1).texts[0]])
-        look = None
+    class Once:
+        sequences = iter([engine.submit([5, 6], max_tokens=1).sequences[0]])
+        last = None
 
         @property
-        def text(self) -> Any:
-            return next(self.texts, None)
+        def sequence(self) -> Any:
+            return next(self.sequences, None)
 
     slots = Slots(1)
-    slots._places = [Place()]  # type: ignore[list-item]
-    assert slots.look()[0].running
-    assert not slots.look()[0].running
+    slots._slots = [Once()]  # type: ignore[list-item]
+    assert slots.info()[0].running
+    assert not slots.info()[0].running
 
 
 def test_a_row_without_an_answer_fails_its_request_alone(load) -> None:

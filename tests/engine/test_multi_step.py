@@ -19,7 +19,7 @@ import pytest
 from pyllm import Chunk, Llama, Model, errors
 from pyllm.core.batch import Batch
 from pyllm.core.python_sampler import PythonSampler
-from pyllm.engine import AsyncEngine, Engine, Request, channel
+from pyllm.engine import AsyncEngine, Engine, Request, request_stream
 from pyllm.engine.request_stream import LoopNotifier, RequestStream
 from pyllm.params import SamplingParams
 from pyllm.sampling import build_chain
@@ -342,7 +342,7 @@ def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
             client = AsyncEngine(engine)
             job = await client.submit([5, 6], listener=got.append, max_tokens=1500, logit_bias=endless(engine))
             text = job.sequences[0]
-            piece = text.piece
+            piece = text.delta
 
             def closing(**arguments: Any) -> Any:
                 found = piece(**arguments)
@@ -496,7 +496,7 @@ def test_a_loop_that_cannot_wait_for_a_pipe(engine: Engine, monkeypatch: pytest.
             if cause == "pipe":
                 patch.setattr(os, "pipe", refuse)
             elif cause == "windows":
-                patch.setattr(channel, "os", SimpleNamespace(name="nt"))
+                patch.setattr(request_stream, "os", SimpleNamespace(name="nt"))
             else:
                 patch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
             stream = AsyncEngine(engine).stream([5, 6], max_tokens=30, logit_bias=endless(engine))
