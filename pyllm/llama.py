@@ -29,7 +29,7 @@ from pyllm.speculation.params import SpeculationParams, arguments_for
 from pyllm.types import Chunk, Completion
 
 if TYPE_CHECKING:
-    from pyllm.conversation.record import Record
+    from pyllm.conversation.state import ConversationState
     from pyllm.core.adapter import LoraAdapter
 
 Tokens = Sequence[int] | NDArray[np.integer[Any]]
@@ -118,7 +118,7 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods):
         self._cache = PromptCache(self.context, conversation_bytes)
         self._speculator = LazySpeculator(self.context, self.context_params, self.model_params.n_gpu_layers)
         self._calls = CallLock(self.context, self._speculator)
-        self._conversations: dict[str, Record] = {}
+        self._conversations: dict[str, ConversationState] = {}
         self._loras: dict[str, LoraAdapter] = {}
         try:
             if lora is not None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.beam_params import BeamParams
-from pyllm.completion.pieces import Finished, as_completion, finished
+from pyllm.completion.outputs import FinishedSequence, as_completion, finished
 from pyllm.core.batch import Batch
 from pyllm.core.text_stream import TextStream
 from pyllm.errors import DecodeAborted, InvalidArgumentError, SamplerError
@@ -194,7 +194,7 @@ class BeamDecoder:
         """The tokens behind the prompt in a sequence; None where it is empty."""
         return self._held.get(seq_id)
 
-    def results(self) -> list[Finished]:
+    def results(self) -> list[FinishedSequence]:
         """The texts that were asked for, the best first; fewer where the search was interrupted before there were more.
 
         Raises:
@@ -263,7 +263,7 @@ class BeamDecoder:
     def _ids(self, tokens: Sequence[int]) -> NDArray[np.int32]:
         return read_only(np.concatenate([self.request.ids, np.array(tokens, np.int32)]))
 
-    def _finished(self, index: int, beam: Beam) -> Finished:
+    def _finished(self, index: int, beam: Beam) -> FinishedSequence:
         assert beam.reason is not None
         complete = bool(beam.tokens) and beam.tokens[-1] in self._eog
         stream = TextStream(self.request.stop)

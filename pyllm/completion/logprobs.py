@@ -18,7 +18,7 @@ _MOST_FLOATS = 2**24
 
 
 class LogprobsCollector:
-    """Notes the log-probabilities of one text, token by token.
+    """Collects the log-probabilities of one sequence, token by token.
 
     Args:
         vocab: The tokenizer of the model.
@@ -157,22 +157,22 @@ def is_shown(special: bool | tuple[int, ...], token: int) -> bool:
     return special if isinstance(special, bool) else token in special
 
 
-def score_prompt(context: Context, ids: NDArray[np.int32], recorder: LogprobsCollector) -> None:
+def score_prompt(context: Context, ids: NDArray[np.int32], collector: LogprobsCollector) -> None:
     """Compute all of a prompt but its last token, into an empty sequence 0, and note what each token had.
 
     Args:
         context: Its memory for sequence 0 is empty.
         ids: The prompt, int32, shape (n,).
-        recorder: Where to note it.
+        collector: Where to note it.
     """
-    recorder.begin_prompt(int(ids[0]))
+    collector.begin_prompt(int(ids[0]))
     step = rows_at_once(context.n_batch, context.n_vocab)
     for start in range(0, len(ids) - 1, step):
         part = ids[start : min(start + step, len(ids) - 1)]
         positions = np.arange(start, start + len(part), dtype=np.int32)
         context.decode(Batch.from_arrays(part, pos=positions, outputs="all"))
         rows = np.asarray(context.logits)
-        recorder.add_prompt(ids[start + 1 : start + 1 + len(part)], rows[: len(part)])
+        collector.add_prompt(ids[start + 1 : start + 1 + len(part)], rows[: len(part)])
         # A view would keep the next decode from enlarging the buffer.
         del rows
 

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pyllm.completion.beam_params import DEFAULTS as BEAM_DEFAULTS
 from pyllm.completion.beam_params import beam_params, check_request
-from pyllm.completion.infill import infill_prompt
 from pyllm.completion.overflow import ENDLESS, Overflow
 from pyllm.core.sampler import Chain, Sampler
 from pyllm.core.text_stream import TextStream
+from pyllm.core.vocab import Vocab
 from pyllm.errors import InvalidArgumentError
 from pyllm.params import SamplingParams, field_names, unknown_argument
 from pyllm.processors.base import as_processors
@@ -278,3 +278,35 @@ def _prompt_text(host: GenerationHost, prompt: Any, ids: NDArray[np.int32]) -> s
     if isinstance(prompt, bytes):
         return prompt.decode("utf-8", "replace")
     return host.vocab.detokenize(ids, unparse_special=True)
+
+
+def infill_prompt(
+    vocab: Vocab, prefix: str | bytes, suffix: str | bytes, *, suffix_first: bool = False
+) -> NDArray[np.int32]:
+    """The tokens after which a model writes what belongs between two texts.
+
+    Control tokens do not count in them: code may contain their names.
+
+    Args:
+        vocab: The tokenizer of the model.
+        prefix: The text before the gap.
+        suffix: The text behind it.
+        suffix_first: Put the suffix before the prefix, for models that were trained so. Some of them, such as
+            Codestral, have no token for the middle: it follows the prefix then.
+
+    Raises:
+        InvalidArgumentError: The model has no such tokens.
+    """
+    tokens = {"prefix": vocab.fim_pre, "suffix": vocab.fim_suf, "middle": vocab.fim_mid}
+    missing = [name for name, token in tokens.items() if token is None and not (name == "middle" and suffix_first)]
+    if missing:
+        hint = "call it without suffix"
+        if missing == ["middle"]:
+            hint += ", or with spm_infill=True if it was trained to see the suffix before the prefix"
+        raise InvalidArgumentError(f"this model cannot fill in: it has no tokens for {', '.join(missing)}; {hint}")
+    before = [vocab.fim_pre, *vocab.tokenize(prefix, add_special=False)]
+    behind = [vocab.fim_suf, *vocab.tokenize(suffix, add_special=False)]
+    begin = [vocab.bos] if vocab.add_bos and vocab.bos is not None else []
+    end = [] if vocab.fim_mid is None else [vocab.fim_mid]
+    parts = [*behind, *before] if suffix_first else [*before, *behind]
+    return np.array([*begin, *parts, *end], np.int32)

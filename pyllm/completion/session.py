@@ -10,7 +10,7 @@ from pyllm.completion.batched import BatchedRun
 from pyllm.completion.beams import BeamRun
 from pyllm.completion.cache import OWNER
 from pyllm.completion.host import Call
-from pyllm.completion.pieces import Finished, as_chunk, as_completion
+from pyllm.completion.outputs import FinishedSequence, as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
 from pyllm.completion.single import SingleRun
 from pyllm.errors import ClosedError, InvalidArgumentError
@@ -27,7 +27,7 @@ class CompletionSession:
         llama: The Llama.
         prompt: Text or token ids.
         arguments: See :meth:`pyllm.Llama.create_completion`.
-        streamed: Whether it is read piece by piece.
+        streamed: Whether it is read delta by delta.
     """
 
     def __init__(
@@ -90,24 +90,24 @@ class CompletionSession:
         yield from self.runs[0].tokens()
 
     def chunks(self) -> Iterator[Chunk]:
-        """Pieces of the texts as they become final; the last chunk has the completion."""
+        """Text as it becomes final; the last chunk has the completion."""
         request = self.request
         if BatchedRun.suits(request, self.llama.context):
             yield from BatchedRun(self.llama, request, self.call).chunks()
             return
         for run in self._single_runs():
-            for piece in run.pieces():
+            for delta in run.deltas():
                 completion = None
-                if piece.finish_reason is not None and run.index == request.n - 1:
+                if delta.finish_reason is not None and run.index == request.n - 1:
                     completion = self._completion([one for each in self.runs for one in each.results])
-                yield as_chunk(request, piece, completion)
+                yield as_chunk(request, delta, completion)
 
     def _single_runs(self) -> Iterator[SingleRun]:
         for index in range(self.request.best_of):
             self.runs.append(SingleRun(self.llama, self.request, self.call, index))
             yield self.runs[-1]
 
-    def _completion(self, texts: list[Finished]) -> Completion:
+    def _completion(self, texts: list[FinishedSequence]) -> Completion:
         parts = self.runs
         return as_completion(
             self.request,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.logprobs import LogprobsCollector, score_prompt
-from pyllm.completion.pieces import Finished, TextDelta, finished, noted
+from pyllm.completion.outputs import FinishedSequence, TextDelta, finished, new_logprobs
 from pyllm.core.batch import Batch
 from pyllm.core.generation import Generation
 from pyllm.core.sampler import Sampler
@@ -37,7 +37,7 @@ class SingleRun:
     def __init__(self, host: CompletionHost, request: CompletionRequest, call: Call, index: int = 0) -> None:
         self.llama, self.request, self.call, self.index = host, request, call, index
         self.chain = request.first_chain if index == 0 else request.chain(index)
-        self.recorder = (
+        self.collector = (
             None if request.records is None else LogprobsCollector(self.llama.vocab, request.records, request.special)
         )
         self.text = [request.prompt_text]
@@ -46,7 +46,7 @@ class SingleRun:
         self.ended: FinishReason | None = None
         self.shifted = False
         self.generation: Generation | None = None
-        self.results: list[Finished] = []
+        self.results: list[FinishedSequence] = []
 
     # ---- the prompt
 
@@ -72,15 +72,15 @@ class SingleRun:
     def _prefilled(self) -> Generation:
         llama, request = self.llama, self.request
         cache, ids = llama._cache, request.ids
-        scores_prompt = request.echo and self.recorder is not None
+        scores_prompt = request.echo and self.collector is not None
         if scores_prompt or not request.cache_prompt or self._drafts_from_features:
             cache.forget()
         self.cached = cache.reuse(ids, self.call.owner)
         start = self.cached
-        if scores_prompt and self.recorder is not None:
+        if scores_prompt and self.collector is not None:
             cache.vacate()
-            score_prompt(llama.context, ids, self.recorder)
-            self.recorder.end_prompt(len(request.prompt_text))
+            score_prompt(llama.context, ids, self.collector)
+            self.collector.end_prompt(len(request.prompt_text))
             start = len(ids) - 1
         generation = self._new_generation(ids[:start])
         cache.prefill(generation, ids, start)
@@ -103,8 +103,8 @@ class SingleRun:
         # The prompt goes through the encoder, the answer begins with a token of its own.
         context, model = self.llama.context, self.llama.model
         context.memory.clear(data=False)
-        if self.recorder is not None:
-            self.recorder.end_prompt(len(self.request.prompt_text))
+        if self.collector is not None:
+            self.collector.end_prompt(len(self.request.prompt_text))
         generation = Generation(context, self._sampler(), stop=self.request.stop, special=self.request.special)
         context.encode(Batch.from_arrays(self.request.ids, outputs="all"))
         start = model.decoder_start_token
@@ -122,10 +122,10 @@ class SingleRun:
 
     # ---- the text
 
-    def finish(self) -> Finished:
+    def finish(self) -> FinishedSequence:
         """Generate all of it; where nobody looks at the tokens in one go, and no Python runs in between."""
         request = self.request
-        if request.processors or request.stopping_criteria or self.recorder is not None:
+        if request.processors or request.stopping_criteria or self.collector is not None:
             for _ in self.tokens():
                 pass
         else:
@@ -181,11 +181,11 @@ class SingleRun:
         request, raw, row = self.request, None, None
         watched = bool(request.processors or request.stopping_criteria)
         try:
-            if watched or self.recorder is not None:
+            if watched or self.collector is not None:
                 generation.decode_next()
                 row = self.llama.context.logits[generation.row]
                 # What the model said is reported, not what processors make of it.
-                raw = row.copy() if self.recorder is not None and request.processors else row
+                raw = row.copy() if self.collector is not None and request.processors else row
             if request.processors:
                 process(request.processors, read_only(ids[:-1]), row)  # type: ignore[arg-type]
             token = generation.step()
@@ -198,11 +198,11 @@ class SingleRun:
             self.ended = "abort"
             return None
         if token is None:
-            if self.recorder is not None and raw is not None and request.scores_prompt:
-                self.recorder.add_end(raw)
+            if self.collector is not None and raw is not None and request.scores_prompt:
+                self.collector.add_end(raw)
             return None
-        if self.recorder is not None:
-            self.recorder.add(token, raw)
+        if self.collector is not None:
+            self.collector.add(token, raw)
         if watched:
             ids[-1] = token
         if request.stopping_criteria:
@@ -219,8 +219,8 @@ class SingleRun:
         self.shifted = self.shifted or shifted
         return shifted
 
-    def pieces(self) -> Iterator[TextDelta]:
-        """Pieces of the text as they become final; the last has the reason of the end."""
+    def deltas(self) -> Iterator[TextDelta]:
+        """Deltas of the text as they become final; the last one has the reason of the end."""
         since: list[int] = []
         if self.text[0]:
             yield TextDelta(self.index, self.text[0], ())
@@ -229,12 +229,14 @@ class SingleRun:
             text = self.generation.stream.take() if self.generation is not None else ""
             if text:
                 self.text.append(text)
-                yield TextDelta(self.index, text, tuple(since), None, noted(self.request, self.recorder))
+                yield TextDelta(self.index, text, tuple(since), None, new_logprobs(self.request, self.collector))
                 since = []
         before = len(self.text)
         choice = self.finished().choice
         rest = "".join(self.text[before:])
-        yield TextDelta(self.index, rest, tuple(since), choice.finish_reason, noted(self.request, self.recorder))
+        yield TextDelta(
+            self.index, rest, tuple(since), choice.finish_reason, new_logprobs(self.request, self.collector)
+        )
 
     @property
     def speculation(self) -> Speculation | None:
@@ -255,7 +257,7 @@ class SingleRun:
             self.generation.settle()
             self.llama._cache.remember(np.concatenate([self.request.ids, np.array(self.generation.tokens, np.int32)]))
 
-    def finished(self) -> Finished:
+    def finished(self) -> FinishedSequence:
         """The text, when it is complete."""
         generation, request = self.generation, self.request
         tokens: list[int] = []
@@ -269,8 +271,8 @@ class SingleRun:
                 reason, complete = "stop", stopped is None
             self.remember()
         text = "".join(self.text)
-        if self.recorder is not None and stopped is not None:
-            self.recorder.cut(len(text))
-        whole = finished(request, self.index, text, tuple(tokens), reason, stopped, self.recorder, complete=complete)
+        if self.collector is not None and stopped is not None:
+            self.collector.cut(len(text))
+        whole = finished(request, self.index, text, tuple(tokens), reason, stopped, self.collector, complete=complete)
         self.results = [whole]
         return whole

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyllm.completion.cache import OWNER, common_length
 from pyllm.completion.host import CompletionHost
 from pyllm.conversation import file, fit
-from pyllm.conversation.record import Record, answer_of, check_arguments, check_rule, plain
+from pyllm.conversation.state import ConversationState, answer_of, check_arguments, check_rule, plain
 from pyllm.conversation.text import TextHistory, generated, tokens_behind
 from pyllm.core.introspection import not_pickled
 from pyllm.errors import ClosedError, InvalidArgumentError, StreamOpenError
@@ -39,7 +39,7 @@ class ConversationHost(CompletionHost, Protocol):
     """
 
     context_params: ContextParams
-    _conversations: dict[str, Record]
+    _conversations: dict[str, ConversationState]
 
     @property
     def create_completion(self) -> Callable[..., Any]:
@@ -51,7 +51,7 @@ class ConversationHost(CompletionHost, Protocol):
 
     def _facts(self) -> file.ModelFacts: ...
 
-    def _add_conversation(self, record: Record) -> Conversation: ...
+    def _add_conversation(self, state: ConversationState) -> Conversation: ...
 
 
 class Conversation:
@@ -65,16 +65,16 @@ class Conversation:
     It keeps its Llama, and the Llama keeps what was said: one that nobody has any more is found again by its name.
     """
 
-    def __init__(self, llama: ConversationHost, record: Record) -> None:
+    def __init__(self, llama: ConversationHost, state: ConversationState) -> None:
         self._llama = llama
-        self._record = record
+        self._state = state
 
     # ---- what it is
 
     @property
     def name(self) -> str:
         """Its name."""
-        return self._record.name
+        return self._state.name
 
     @property
     def overflow(self) -> str:
@@ -84,34 +84,34 @@ class Conversation:
         model any more; of a text, the oldest tokens after the beginning. "shift": as "truncate_middle", and an answer
         goes on where the context is full; see :meth:`pyllm.Llama.create_completion`.
         """
-        return self._record.overflow
+        return self._state.overflow
 
     @overflow.setter
     def overflow(self, value: str) -> None:
         check_rule(value)
-        self._record.overflow = value
+        self._state.overflow = value
 
     @property
     def defaults(self) -> dict[str, Any]:
         """Arguments of every turn, which a turn's own replace. The dict may be changed."""
-        return self._record.defaults
+        return self._state.defaults
 
     @property
     def messages(self) -> list[dict[str, Any]]:
         """What was said, in OpenAI's shape: a copy. All of it, also what the model is not told any more."""
-        return copy.deepcopy(self._record.messages)
+        return copy.deepcopy(self._state.messages)
 
     @property
     def system(self) -> str | None:
         """The system prompt, or None."""
-        messages = self._record.messages
+        messages = self._state.messages
         first = messages[0] if messages else {}
         return first["content"] if first.get("role") == "system" else None
 
     @property
     def text(self) -> str:
         """What :meth:`complete` was given and has generated so far."""
-        return self._record.history.text
+        return self._state.history.text
 
     @property
     def tokens(self) -> list[int]:
@@ -123,15 +123,15 @@ class Conversation:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._record.closed
+        return self._state.closed
 
     __reduce__ = not_pickled(
         "it lives in its Llama; save() it, and load the file with Llama.load_conversation(), or fork() it"
     )
 
     def __repr__(self) -> str:
-        record = self._record
-        what = f"{len(record.messages)} messages" if not len(record.history) else f"{len(record.history.ids)} tokens"
+        state = self._state
+        what = f"{len(state.messages)} messages" if not len(state.history) else f"{len(state.history.ids)} tokens"
         return f"<Conversation {self.name!r}, {'closed' if self.closed else what}>"
 
     # ---- turns
@@ -198,13 +198,13 @@ class Conversation:
             InvalidArgumentError: It is a chat already; it does not fit the context; or an argument is wrong.
         """
         with self._held():
-            record, llama = self._record, self._llama
-            history, vocab = record.history, llama.vocab
-            if record.messages:
+            state, llama = self._state, self._llama
+            history, vocab = state.history, llama.vocab
+            if state.messages:
                 raise InvalidArgumentError(f"the conversation {self.name!r} is a chat: use say()")
-            given = {"cache_prompt": True, **record.defaults, **arguments}
+            given = {"cache_prompt": True, **state.defaults, **arguments}
             check_arguments(given)
-            given["overflow"] = record.overflow
+            given["overflow"] = state.overflow
             if not isinstance(text, (str, bytes)):
                 added = vocab.as_token_array(text)
                 data = b"".join(map(vocab.token_to_piece, added.tolist()))
@@ -213,7 +213,7 @@ class Conversation:
                 # Nothing is put before a text that goes on.
                 added = tokens_behind(vocab, data) if len(history) else vocab.tokenize_array(data, parse_special=True)
             prompt, dropped = history.prompt(added), history.dropped
-            if record.overflow != "error":
+            if state.overflow != "error":
                 keep = given.get("n_keep")
                 if keep is None or keep < 0:
                     keep = int(vocab.add_bos and vocab.bos is not None)
@@ -243,27 +243,27 @@ class Conversation:
             InvalidArgumentError: There is nothing to take back.
         """
         with self._held():
-            record = self._record
-            if len(record.history):
-                record.history.pop()
+            state = self._state
+            if len(state.history):
+                state.history.pop()
                 return []
-            starts = fit.begins_exchange(record.messages)
+            starts = fit.begins_exchange(state.messages)
             if not starts:
                 raise InvalidArgumentError(f"nobody has said anything in the conversation {self.name!r}")
-            removed = record.messages[starts[-1] :]
-            del record.messages[starts[-1] :]
-            if record.first >= len(record.messages):
-                record.first = 0  # what comes next is another exchange
+            removed = state.messages[starts[-1] :]
+            del state.messages[starts[-1] :]
+            if state.first >= len(state.messages):
+                state.first = 0  # what comes next is another exchange
             return removed
 
     def reset(self) -> None:
         """Begin anew: nothing but what the system said first is left."""
         with self._held(), self._llama._calls.held():
-            record = self._record
+            state = self._state
             self._llama._cache.drop(self.name)
-            del record.messages[fit.system_length(record.messages) :]
-            record.first = 0
-            record.history = TextHistory()
+            del state.messages[fit.system_length(state.messages) :]
+            state.first = 0
+            state.history = TextHistory()
 
     def fork(self, name: str) -> Conversation:
         """Another conversation that begins as this one. What they have in common is computed once.
@@ -275,9 +275,9 @@ class Conversation:
             InvalidArgumentError: There is one of that name.
         """
         with self._held():
-            record = self._record
-            other = Record(name, record.overflow, dict(record.defaults))
-            other.begins_with(record)
+            state = self._state
+            other = ConversationState(name, state.overflow, dict(state.defaults))
+            other.begins_with(state)
             return self._llama._add_conversation(other)
 
     def save(self, path: str | os.PathLike[str]) -> int:
@@ -299,7 +299,7 @@ class Conversation:
             tokens, state = np.empty(0, np.int32), b""
             if kept is not None:
                 tokens, state = kept.tokens, cache.state_of(kept)
-            saved = file.SavedText(self._record.to_header(), tokens, state)
+            saved = file.SavedText(self._state.to_header(), tokens, state)
             return file.write(path, self._llama._facts(), "conversation", saved)
 
     def close(self) -> None:
@@ -311,7 +311,7 @@ class Conversation:
             if not llama.context.closed:
                 with self._llama._calls.held():
                     llama._cache.drop(self.name)
-            self._record.closed = True
+            self._state.closed = True
             llama._conversations.pop(self.name, None)
 
     def __enter__(self) -> Conversation:
@@ -329,41 +329,41 @@ class Conversation:
 
     @contextlib.contextmanager
     def _held(self, *, even_closed: bool = False) -> Iterator[None]:
-        record = self._record
-        if record.thread == threading.get_ident():
+        state = self._state
+        if state.thread == threading.get_ident():
             raise StreamOpenError(
                 f"a stream of the conversation {self.name!r} is still open in this thread: read it to its end, "
                 "or close() it first"
             )
-        with record.lock:
-            if record.closed and not even_closed:
+        with state.lock:
+            if state.closed and not even_closed:
                 raise ClosedError(f"the conversation {self.name!r} is closed")
-            record.thread = threading.get_ident()
+            state.thread = threading.get_ident()
             try:
                 yield
             finally:
-                record.thread = None
+                state.thread = None
 
     @contextlib.contextmanager
     def _turn(self, message: Said) -> Iterator[Callable[[dict[str, Any]], None]]:
         """Hold it with a message added. Without an answer, all is as it was."""
         with self._held():
-            record = self._record
-            if len(record.history):
+            state = self._state
+            if len(state.history):
                 raise InvalidArgumentError(f"the conversation {self.name!r} is a text: use complete()")
-            before, first = len(record.messages), record.first
+            before, first = len(state.messages), state.first
             answers: list[dict[str, Any]] = []
-            record.messages += plain(message)
+            state.messages += plain(message)
             try:
-                if not record.messages or record.messages[-1]["role"] not in ("user", "tool"):
+                if not state.messages or state.messages[-1]["role"] not in ("user", "tool"):
                     raise InvalidArgumentError(f"there is nothing to answer in the conversation {self.name!r}")
                 yield answers.append
             finally:
                 if answers:
-                    record.messages += answers
+                    state.messages += answers
                 else:
-                    del record.messages[before:]
-                    record.first = first
+                    del state.messages[before:]
+                    state.first = first
 
     def _as_owner(self, call: Callable[[], T]) -> T:
         token = OWNER.set(self.name)
@@ -373,21 +373,21 @@ class Conversation:
             OWNER.reset(token)
 
     def _chat_arguments(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        record = self._record
-        given = {"cache_prompt": True, **record.defaults, **arguments}
+        state = self._state
+        given = {"cache_prompt": True, **state.defaults, **arguments}
         check_arguments(given)
-        messages: Sequence[Mapping[str, Any]] = record.messages
-        if record.overflow != "error":
+        messages: Sequence[Mapping[str, Any]] = state.messages
+        if state.overflow != "error":
             begin = fit.system_length(messages)
-            record.first = fit.fit_messages(
+            state.first = fit.fit_messages(
                 messages,
                 lambda some: len(self._prompt_tokens(some, given)),
                 fit.prompt_room(self._llama, given),
-                first=record.first,
+                first=state.first,
                 spare=self._llama.context.n_ctx_seq // 3,
             )
-            messages = [*messages[:begin], *messages[record.first :]]
-        if record.overflow == "shift":
+            messages = [*messages[:begin], *messages[state.first :]]
+        if state.overflow == "shift":
             given["overflow"] = "shift"
             if given.get("n_keep") is None:
                 given["n_keep"] = self._system_tokens(given)
@@ -400,7 +400,7 @@ class Conversation:
 
     def _system_tokens(self, given: Mapping[str, Any]) -> int:
         """How many tokens the prompt begins with whatever a user says."""
-        messages = self._record.messages
+        messages = self._state.messages
         system = messages[: fit.system_length(messages)]
         one, other = (
             self._prompt_tokens([*system, {"role": "user", "content": text}], given) for text in ("Yes", "no")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyllm.completion.cache import PromptCache
     from pyllm.completion.host import CallLock
     from pyllm.conversation.conversation import Conversation, ConversationHost
-    from pyllm.conversation.record import Record
+    from pyllm.conversation.state import ConversationState
     from pyllm.core.context import Context
     from pyllm.params import ContextParams
 
@@ -31,13 +31,13 @@ class ConversationMethods:
     context_params: ContextParams
     _cache: PromptCache
     _calls: CallLock
-    _conversations: dict[str, Record]
+    _conversations: dict[str, ConversationState]
 
     @property
     def conversations(self) -> dict[str, Conversation]:
         """The conversations that are open, by name: a copy."""
         with _making:
-            return {name: self._handle(record) for name, record in self._conversations.items()}
+            return {name: self._handle(state) for name, state in self._conversations.items()}
 
     def conversation(
         self, name: str, *, system: str | None = None, overflow: str | None = None, **defaults: Any
@@ -58,10 +58,10 @@ class ConversationMethods:
         Raises:
             InvalidArgumentError: There is one of that name that was begun otherwise.
         """
-        from pyllm.conversation.record import Record, plain
+        from pyllm.conversation.state import ConversationState, plain
 
         messages = [] if system is None else plain({"role": "system", "content": system})
-        asked = Record(name, "error" if overflow is None else overflow, defaults, messages)
+        asked = ConversationState(name, "error" if overflow is None else overflow, defaults, messages)
         with _making:
             known = self._conversations.setdefault(name, asked)
             found = self._handle(known)
@@ -92,10 +92,10 @@ class ConversationMethods:
             StateError: It is damaged, or was saved with another model or other settings.
             InvalidArgumentError: There is a conversation of that name.
         """
-        from pyllm.conversation.record import Record
+        from pyllm.conversation.state import ConversationState
 
         saved = file.read(path, self._facts(), "conversation")
-        made = Record.from_file(os.fsdecode(path), saved, name, defaults, self.context.model.n_vocab)
+        made = ConversationState.from_file(os.fsdecode(path), saved, name, defaults, self.context.model.n_vocab)
         result = self._add_conversation(made)
         try:
             if len(saved.tokens):
@@ -152,20 +152,20 @@ class ConversationMethods:
     def _facts(self) -> file.ModelFacts:
         return file.ModelFacts.of(self.context, self.context_params)
 
-    def _add_conversation(self, record: Record) -> Conversation:
+    def _add_conversation(self, state: ConversationState) -> Conversation:
         with _making:
-            if self._conversations.setdefault(record.name, record) is not record:
+            if self._conversations.setdefault(state.name, state) is not state:
                 raise InvalidArgumentError(
-                    f"there is a conversation {record.name!r} already; close() it, or take another name"
+                    f"there is a conversation {state.name!r} already; close() it, or take another name"
                 )
-            return self._handle(record)
+            return self._handle(state)
 
-    def _handle(self, record: Record) -> Conversation:
-        """The Conversation of a record: the same one, as long as somebody has it."""
+    def _handle(self, state: ConversationState) -> Conversation:
+        """The Conversation of a state: the same one, as long as somebody has it."""
         from pyllm.conversation.conversation import Conversation
 
-        found: Conversation | None = None if record.handle is None else record.handle()
+        found: Conversation | None = None if state.handle is None else state.handle()
         if found is None:
-            found = Conversation(cast("ConversationHost", self), record)
-            record.handle = weakref.ref(found)
+            found = Conversation(cast("ConversationHost", self), state)
+            state.handle = weakref.ref(found)
         return found

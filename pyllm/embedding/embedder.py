@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,6 @@ from pyllm.core.adapter import LoraAdapter
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
 from pyllm.core.model import Model
-from pyllm.embedding.batches import packs
 from pyllm.enums import AttentionType, PoolingType
 from pyllm.errors import ClosedError, DecodeAborted, InvalidArgumentError, PyllmError
 from pyllm.params import ContextParams, given
@@ -35,7 +34,7 @@ _CLASSIFIER = ("cls.weight", "cls.output.weight")
 _POSITIONS = "position_embd.weight"
 
 
-class Job:
+class EmbeddingCall:
     """A computation that another thread can call off with :meth:`Embedder.cancel`."""
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class _Workplace:
+class _PooledContext:
     """A context, and the longest text that it takes."""
 
     context: Context
@@ -71,22 +70,22 @@ class Embedder:
         self.model = model
         self.params = params
         self._lock = threading.Lock()
-        self._workplaces: dict[PoolingType, _Workplace] = {}
+        self._contexts: dict[PoolingType, _PooledContext] = {}
         self._closed = False
         self._state_lock = threading.Lock()
-        self._job: Job | None = None
+        self._job: EmbeddingCall | None = None
         self._context: Context | None = None
 
     def close(self) -> None:
         """Free the contexts, after the decode that is running. Closing twice is allowed."""
         with self._state_lock:
             self._closed = True
-            workplaces = list(self._workplaces.values())
-            self._workplaces.clear()
-        for workplace in workplaces:
-            workplace.context.close()
+            pooled = list(self._contexts.values())
+            self._contexts.clear()
+        for one in pooled:
+            one.context.close()
 
-    def cancel(self, job: Job | None = None) -> None:
+    def cancel(self, job: EmbeddingCall | None = None) -> None:
         """Call a computation off; it raises DecodeAborted. Takes no lock that is held for long.
 
         Args:
@@ -103,8 +102,8 @@ class Embedder:
     def clear_abort(self) -> None:
         """Take back a :meth:`cancel` that came when the decode was done, so that the next one is not aborted."""
         with self._state_lock:
-            for workplace in self._workplaces.values():
-                workplace.context.clear_abort()
+            for one in self._contexts.values():
+                one.context.clear_abort()
 
     # ---- what the model can do
 
@@ -198,7 +197,7 @@ class Embedder:
         pooling: PoolingType,
         *,
         adapters: tuple[tuple[LoraAdapter, float], ...] = (),
-        job: Job | None = None,
+        job: EmbeddingCall | None = None,
     ) -> Vectors:
         """The vectors of texts, as llama.cpp gives them.
 
@@ -230,7 +229,7 @@ class Embedder:
         pooling: PoolingType,
         *,
         adapters: tuple[tuple[LoraAdapter, float], ...] = (),
-        job: Job | None = None,
+        job: EmbeddingCall | None = None,
         most: Callable[[], int] | None = None,
     ) -> Generator[int, None, Vectors]:
         """As :meth:`compute`, decode by decode. Nobody else can compute until it has ended or is closed.
@@ -248,7 +247,7 @@ class Embedder:
         Returns:
             list: See :meth:`compute`.
         """
-        job = Job() if job is None else job
+        job = EmbeddingCall() if job is None else job
         if not texts:
             return []
         result: Vectors = []
@@ -269,28 +268,26 @@ class Embedder:
 
     def _prepared(self, pooling: PoolingType, longest: int) -> Context:
         """The context for such texts, made now if there is none."""
-        workplace = self._workplaces.get(pooling)
-        if workplace is None:
-            workplace = self._replace(pooling, self.n_batch(pooling), splits=False)
-        context = workplace.context
+        one = self._contexts.get(pooling)
+        if one is None:
+            one = self._replace(pooling, self.n_batch(pooling), splits=False)
+        context = one.context
         if pooling == PoolingType.CLS and self._sees_behind(context):
             raise InvalidArgumentError(
                 "pooling='cls' takes the vector of the first token, which in this model knows nothing of the others: "
                 "use 'last' or 'mean', or make the Llama with attention_type='non_causal'"
             )
-        if longest > workplace.longest:
+        if longest > one.longest:
             size = self.n_batch(pooling)
             while size < longest:
                 size *= 2
-            workplace = self._replace(
-                pooling, min(size, max(self.limit, longest)), splits=self._splits(workplace.context, pooling)
-            )
+            one = self._replace(pooling, min(size, max(self.limit, longest)), splits=self._splits(one.context, pooling))
         with self._state_lock:
-            self._context = workplace.context
-        return workplace.context
+            self._context = one.context
+        return one.context
 
-    def _replace(self, pooling: PoolingType, longest: int, *, splits: bool) -> _Workplace:
-        old = self._workplaces.pop(pooling, None)
+    def _replace(self, pooling: PoolingType, longest: int, *, splits: bool) -> _PooledContext:
+        old = self._contexts.pop(pooling, None)
         if old is not None:
             old.context.close()  # first, so that there are never two
         if self._closed:
@@ -310,11 +307,11 @@ class Embedder:
             embeddings=True,
             pooling_type=pooling,
         )
-        workplace = _Workplace(context, longest)
+        one = _PooledContext(context, longest)
         with self._state_lock:
             if not self._closed:
-                self._workplaces[pooling] = workplace
-                return workplace
+                self._contexts[pooling] = one
+                return one
         context.close()
         raise ClosedError("the Llama has been closed")
 
@@ -334,7 +331,7 @@ class Embedder:
         context: Context,
         texts: list[NDArray[np.int32]],
         pooling: PoolingType,
-        job: Job,
+        job: EmbeddingCall,
         most: Callable[[], int] | None,
     ) -> Generator[int, None, Vectors]:
         """The vectors of texts that the context has room for at once."""
@@ -412,3 +409,24 @@ class Embedder:
 def _rounded(n: int) -> int:
     """A size that the number of sequences divides, which llama.cpp's graph of a mean must have."""
     return n if n <= _TEXTS_AT_ONCE else -(-n // _TEXTS_AT_ONCE) * _TEXTS_AT_ONCE
+
+
+def packs(lengths: Sequence[int], *, n_tokens: int, n_seq: int) -> Iterator[range]:
+    """Cut a row of texts into packs.
+
+    Args:
+        lengths: Tokens of each text.
+        n_tokens: Most tokens of a pack. A text that is longer is a pack of its own.
+        n_seq: Most texts of a pack.
+
+    Yields:
+        range: The indices of the texts of a pack; each text is in one, in order.
+    """
+    first = total = 0
+    for i, length in enumerate(lengths):
+        if i > first and (total + length > n_tokens or i - first >= n_seq):
+            yield range(first, i)
+            first, total = i, 0
+        total += length
+    if first < len(lengths):
+        yield range(first, len(lengths))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyllm.core.context import Context
     from pyllm.core.model import Model
     from pyllm.embedding.asks import Ask
-    from pyllm.embedding.embedder import Embedder, Job
+    from pyllm.embedding.embedder import Embedder, EmbeddingCall
     from pyllm.embedding.inputs import Text, Texts
     from pyllm.embedding.types import EmbeddingResponse, EncodingFormat, RerankResult
     from pyllm.embedding.vectors import Normalize
@@ -275,9 +275,9 @@ class EmbeddingMethods:
         Returns:
             The result of the ask.
         """
-        from pyllm.embedding.embedder import Job
+        from pyllm.embedding.embedder import EmbeddingCall
 
-        job, embedder = Job(), self._embedder()
+        job, embedder = EmbeddingCall(), self._embedder()
         try:
             return await asyncio.to_thread(lambda: self._asked(make(embedder), job))
         except asyncio.CancelledError:
@@ -307,12 +307,14 @@ class EmbeddingMethods:
         if embedder is not None:
             embedder.close()
 
-    def _asked(self, ask: Ask[T], job: Job | None = None) -> T:
+    def _asked(self, ask: Ask[T], job: EmbeddingCall | None = None) -> T:
         """Have an ask computed, and wait for it."""
         found = self._embedder().compute(ask.texts, ask.pooling, adapters=self.context.adapters, job=job)
         return ask.finish(found)
 
-    def _embedded(self, input: Text | Texts, *, job: Job | None = None, **arguments: Any) -> tuple[Any, int, bool]:
+    def _embedded(
+        self, input: Text | Texts, *, job: EmbeddingCall | None = None, **arguments: Any
+    ) -> tuple[Any, int, bool]:
         """The vectors, how many tokens they took, and whether it was one text alone."""
         from pyllm.embedding.asks import vectors_ask
 

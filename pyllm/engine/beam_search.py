@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from pyllm.completion.beams import BeamDecoder, cells_needed
-from pyllm.completion.pieces import Finished, TextDelta
+from pyllm.completion.outputs import FinishedSequence, TextDelta
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
@@ -38,7 +38,7 @@ class BeamSequence(Sequence):
 
     def __init__(self, request: CompletionRequest, index: int, number: int, priority: int) -> None:
         super().__init__(request, index, number, priority, alone=True)
-        self._result: Finished | None = None
+        self._result: FinishedSequence | None = None
 
     @property
     def is_found(self) -> bool:
@@ -50,7 +50,7 @@ class BeamSequence(Sequence):
         """Why it ended."""
         return "abort" if self._result is None else self._result.choice.finish_reason
 
-    def found(self, result: Finished) -> None:
+    def found(self, result: FinishedSequence) -> None:
         """The search has ended, with this sequence."""
         self._result, self.tokens = result, list(result.choice.tokens)
 
@@ -63,7 +63,7 @@ class BeamSequence(Sequence):
         choice = self._result.choice
         return TextDelta(self.index, choice.text, choice.tokens, self.reason)
 
-    def finished(self) -> Finished:
+    def finished(self) -> FinishedSequence:
         """The sequence, when it is complete."""
         return super().finished() if self._result is None else self._result
 

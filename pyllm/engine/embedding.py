@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.embedding.asks import Ask
-from pyllm.embedding.embedder import Embedder, Job
+from pyllm.embedding.embedder import Embedder, EmbeddingCall
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine.adapters import Adapters
 from pyllm.engine.embedding_scheduler import EmbeddingScheduler, EmbeddingTask, SharedEmbedder
@@ -57,7 +57,7 @@ class EngineEmbedding(EmbeddingMethods):
             raise InvalidArgumentError("this Engine generates texts only: make it with embeddings=True")
         return self._embeddings.embedder
 
-    def _asked(self, ask: Ask[T], job: Job | None = None) -> T:
+    def _asked(self, ask: Ask[T], job: EmbeddingCall | None = None) -> T:
         vector_job = self._submit_vectors(ask)
         try:
             return ask.finish(vector_job.result())

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 
-from pyllm.completion.pieces import as_chunk, as_completion
+from pyllm.completion.outputs import as_chunk, as_completion
 from pyllm.completion.request import CompletionRequest
 from pyllm.engine.beam_search import BeamSequence
 from pyllm.engine.request_stream import Event, RequestStream

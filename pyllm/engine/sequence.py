@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyllm.completion.logprobs import LogprobsCollector, rows_at_once
-from pyllm.completion.pieces import Finished, TextDelta, finished, noted
+from pyllm.completion.outputs import FinishedSequence, TextDelta, finished, new_logprobs
 from pyllm.completion.request import CompletionRequest
 from pyllm.core.context import Context
 from pyllm.core.rows import Row
@@ -204,9 +204,9 @@ class Sequence(SequenceState):
             self.collector.cut(sum(map(len, self.parts)))
         fresh = self.row.tokens_from(self.n_taken)
         self.n_taken += len(fresh)
-        return TextDelta(self.index, first + text, fresh, reason, noted(self.request, self.collector))
+        return TextDelta(self.index, first + text, fresh, reason, new_logprobs(self.request, self.collector))
 
-    def finished(self) -> Finished:
+    def finished(self) -> FinishedSequence:
         """The sequence, when it is complete and all of its text has been taken."""
         assert self.reason is not None
         stopped = self.row.stream.stopped

@@ -163,7 +163,7 @@ class TestText:
         """Whether a tokenizer puts spaces before what it is given, or an answer is cut within a character."""
 
         def told(talk):
-            pieces = [llm.vocab.token_to_piece(token, special=False) for token in talk._record.history.ids.tolist()]
+            pieces = [llm.vocab.token_to_piece(token, special=False) for token in talk._state.history.ids.tolist()]
             # The one space that belongs to the beginning of a text.
             return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
@@ -188,7 +188,7 @@ class TestText:
             with llm.conversation("story", max_tokens=12, temperature=0) as talk:
                 answer = talk.complete("the people look", stop=whole[start : start + 2])
                 assert talk.text == "the people look" + answer.text
-                assert llm.detokenize(talk._record.history.ids[1:], special=False).strip() == talk.text.strip()
+                assert llm.detokenize(talk._state.history.ids[1:], special=False).strip() == talk.text.strip()
 
     def test_an_echo_is_not_added_twice(self, llm):
         talk, other = llm.conversation("story", **SHORT), llm.conversation("other", **SHORT)

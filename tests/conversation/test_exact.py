@@ -58,7 +58,7 @@ def test_many_conversations_in_turn(tiny_models, arch, settings):
                 completion = llm(added, max_tokens=3, **GREEDY)
                 check(completion, added, fresh)
                 continue
-            before = conversation._record.history.ids.tolist()
+            before = conversation._state.history.ids.tolist()
             completion = conversation.complete(added, max_tokens=chooser.randrange(1, 9), temperature=0)
             check(completion, [*before, *added], fresh)
             reused += completion.usage.cached_tokens
@@ -93,7 +93,7 @@ def test_a_fork_of_what_a_window_still_holds(tiny_models, settings):
         talk.complete(list(range(270, 300)))
         other = talk.fork("ben")
         talk.complete([300, 301, 302])
-        before = other._record.history.ids.tolist()
+        before = other._state.history.ids.tolist()
         completion = other.complete([305, 306])
         assert completion.usage.cached_tokens >= len(before) - 1
         check(completion, [*before, 305, 306], fresh)
@@ -128,7 +128,7 @@ def test_checkpoints_keep_to_the_limit(tiny_models):
         for name in ("anna", "ben", "anna"):
             conversation = llm.conversation(name)
             for i in range(4):
-                before = conversation._record.history.ids.tolist()
+                before = conversation._state.history.ids.tolist()
                 added = [270 + i, 271, 272]
                 check(conversation.complete(added, max_tokens=2, temperature=0), [*before, *added], fresh)
                 texts = [*llm._cache.kept, llm._cache.active]
@@ -142,7 +142,7 @@ def test_encoders_have_nothing_to_keep(tiny_models):
     with make(tiny_models["t5"]) as llm, make(tiny_models["t5"]) as fresh:
         for name in ("anna", "ben", "anna"):
             llm.conversation(name).complete([70, 71, 72], max_tokens=3, temperature=0)
-        prompt = [70, 71, 72, *llm.conversation("ben")._record.history.ids[3:].tolist()]
+        prompt = [70, 71, 72, *llm.conversation("ben")._state.history.ids[3:].tolist()]
         expected = fresh(prompt, max_tokens=3, temperature=0)
         completion = llm.conversation("ben").complete(max_tokens=3, temperature=0)
         assert completion.tokens == expected.tokens and completion.usage.cached_tokens == 0
@@ -159,7 +159,7 @@ def test_smollm2(smollm2, arguments):
         for text in ("", " And then"):
             for name, beginning in texts.items():
                 conversation = llm.conversation(name)
-                before = conversation._record.history.ids.tolist()
+                before = conversation._state.history.ids.tolist()
                 given = text or beginning
                 completion = conversation.complete(given, max_tokens=4, temperature=0)
                 check(completion, [*before, *llm.tokenize(given, add_special=not before)], fresh)

@@ -231,7 +231,7 @@ class TestConversations:
                 completion = chat.say(f"the {i}")
                 assert completion.usage.prompt_tokens <= N_CTX - 8
                 reused.append(completion.usage.cached_tokens / completion.usage.prompt_tokens)
-            assert len(chat.messages) == 81 and chat._record.first > 10
+            assert len(chat.messages) == 81 and chat._state.first > 10
             # Most turns only add to the one before.
             assert sum(share > 0.5 for share in reused) > 20, reused
             chat.close()
@@ -243,7 +243,7 @@ class TestConversations:
                 for i in range(20):
                     completion = text.complete(f" the number of the people {i}", n_keep=3)
                     assert completion.usage.prompt_tokens <= N_CTX - 30
-                assert len(text._record.history.ids) > 2 * N_CTX
+                assert len(text._state.history.ids) > 2 * N_CTX
                 while text.text:
                     text.undo()
                 assert text.complete("the people").usage.prompt_tokens < 20

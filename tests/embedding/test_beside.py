@@ -104,7 +104,7 @@ class TestClose:
         model = llama("llama").model
         llm = Llama(model, n_threads=1)
         llm.embed("no way")
-        context = next(iter(llm._embedder_made._workplaces.values())).context
+        context = next(iter(llm._embedder_made._contexts.values())).context
         llm.close()
         assert context.closed and not model.closed
 
@@ -189,14 +189,14 @@ class TestAsyncio:
             assert close(llm.embed("no way"), llm.embed(["no way"])[0])
 
     def test_an_abort_that_comes_late_ends_nobody_else(self, own):
-        from pyllm.embedding.embedder import Job
+        from pyllm.embedding.embedder import EmbeddingCall
 
         expected = own.embed(TEXTS)
         embedder = own._embedder_made
-        for workplace in embedder._workplaces.values():
-            workplace.context.abort()
+        for one in embedder._contexts.values():
+            one.context.abort()
         assert np.array_equal(own.embed(TEXTS), expected)
-        job = Job()
+        job = EmbeddingCall()
         embedder.cancel(job)
         with pytest.raises(errors.DecodeAborted):
             own._embedded(TEXTS, job=job)

@@ -8,7 +8,7 @@ from embedding.conftest import TEXTS
 from embedding.test_embed import by_hand, close
 
 from pyllm import Llama, errors
-from pyllm.embedding.batches import packs
+from pyllm.embedding.embedder import packs
 from pyllm.embedding.windows import parts_of, plan
 
 LONG = "could more people look at the number of the time " * 70

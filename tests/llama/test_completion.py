@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pyllm import Batch, Llama, errors
-from pyllm.completion.infill import infill_prompt
+from pyllm.completion.request import infill_prompt
 from pyllm.core.kernels import log_softmax
 
 PROMPT = "the people look at the number"

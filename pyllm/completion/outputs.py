@@ -1,4 +1,4 @@
-"""What the ways to generate hand on: pieces of texts, and finished ones."""
+"""Text deltas and finished sequences, and the chunks and completions that callers get of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Text of one choice that has become final, and the tokens since the last piece of it."""
+    """Text of one choice that has become final, and its tokens since the last delta."""
 
     index: int
     text: str
@@ -24,8 +24,8 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
-    """A finished text, and the mean log-probability of its tokens where that was noted."""
+class FinishedSequence:
+    """A finished sequence, and the mean log-probability of its tokens, where these were collected."""
 
     choice: Choice
     mean_logprob: float
@@ -38,20 +38,20 @@ def finished(
     tokens: tuple[int, ...],
     reason: FinishReason,
     stopped: object,
-    recorder: LogprobsCollector | None,
+    collector: LogprobsCollector | None,
     *,
     complete: bool,
-) -> Finished:
-    """A text when it is complete.
+) -> FinishedSequence:
+    """The result of a sequence.
 
     Args:
         request: What was asked for.
-        index: Which of its texts.
-        text: All of it.
-        tokens: Those that were generated.
+        index: Its number in the request.
+        text: Its text.
+        tokens: The generated tokens.
         reason: Why it ended.
         stopped: The stop string that ended it, or None.
-        recorder: What noted log-probabilities, where something did.
+        collector: The collector of its log-probabilities, or None.
         complete: Whether the model itself has ended it.
     """
     choice = Choice(
@@ -61,26 +61,26 @@ def finished(
         seed=request.seed_of(index),
         index=index,
         stop=str(stopped) if stopped is not None else None,
-        logprobs=recorder.all() if recorder is not None and request.logprobs is not None else None,
+        logprobs=collector.all() if collector is not None and request.logprobs is not None else None,
         parser=request.parser(text, complete=complete),
     )
-    return Finished(choice, 0.0 if recorder is None else recorder.mean)
+    return FinishedSequence(choice, 0.0 if collector is None else collector.mean)
 
 
-def noted(request: CompletionRequest, recorder: LogprobsCollector | None) -> Logprobs | None:
-    """The log-probabilities since the last time, where they were asked for."""
-    return recorder.take() if recorder is not None and request.logprobs is not None else None
+def new_logprobs(request: CompletionRequest, collector: LogprobsCollector | None) -> Logprobs | None:
+    """The log-probabilities since the last call, where they were asked for."""
+    return collector.take() if collector is not None and request.logprobs is not None else None
 
 
-def as_chunk(request: CompletionRequest, piece: TextDelta, completion: Completion | None) -> Chunk:
-    """What a caller gets of a piece."""
+def as_chunk(request: CompletionRequest, delta: TextDelta, completion: Completion | None) -> Chunk:
+    """The chunk of a delta."""
     return Chunk(
-        text=piece.text,
-        tokens=piece.tokens,
-        finish_reason=piece.finish_reason,
+        text=delta.text,
+        tokens=delta.tokens,
+        finish_reason=delta.finish_reason,
         completion=completion,
-        index=piece.index,
-        logprobs=piece.logprobs,
+        index=delta.index,
+        logprobs=delta.logprobs,
         model=request.model,
         id=request.id,
         created=request.created,
@@ -89,17 +89,17 @@ def as_chunk(request: CompletionRequest, piece: TextDelta, completion: Completio
 
 def as_completion(
     request: CompletionRequest,
-    texts: list[Finished],
+    sequences: list[FinishedSequence],
     cached: int,
     prompt_ms: float,
     generation_ms: float,
     speculation: Speculation | None = None,
 ) -> Completion:
-    """What a caller gets of finished texts: all of them, or the best."""
-    n_generated = sum(len(one.choice.tokens) for one in texts)
-    best = texts
-    if len(texts) > request.n:
-        best = sorted(texts, key=lambda one: -one.mean_logprob)[: request.n]
+    """The completion of finished sequences: all of them, or the best."""
+    n_generated = sum(len(one.choice.tokens) for one in sequences)
+    best = sequences
+    if len(sequences) > request.n:
+        best = sorted(sequences, key=lambda one: -one.mean_logprob)[: request.n]
     return Completion(
         choices=tuple(replace(one.choice, index=i) for i, one in enumerate(best)),
         usage=Usage(len(request.ids), n_generated, cached),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class ConversationState:
     """A conversation without its Llama.
 
     A Conversation holds its Llama, and the Llama holds this, so that neither holds itself: a Llama that nobody has
@@ -54,7 +54,7 @@ class Record:
         check_rule(self.overflow)
         check_arguments(self.defaults)
 
-    def begins_with(self, other: Record) -> None:
+    def begins_with(self, other: ConversationState) -> None:
         """Take over what another one holds at this moment."""
         self.messages = [dict(message) for message in other.messages]
         self.first = other.first
@@ -71,7 +71,9 @@ class Record:
         }
 
     @classmethod
-    def from_file(cls, path: str, saved: SavedText, name: str | None, defaults: dict[str, Any], n_vocab: int) -> Record:
+    def from_file(
+        cls, path: str, saved: SavedText, name: str | None, defaults: dict[str, Any], n_vocab: int
+    ) -> ConversationState:
         """From the header of a file.
 
         Args:
