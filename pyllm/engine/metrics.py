@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pyllm.engine.sequence import SequenceStatus
+
 if TYPE_CHECKING:
     from pyllm.engine.core import EngineCore
 
@@ -31,6 +33,7 @@ class Metrics:
         n_step_sequences: Sequences in these steps, all together.
         n_tokens_max: Most tokens that a sequence has had.
         n_recovered: How often a decode failed and the context was made anew.
+        n_prefilling: Running sequences whose prompts are in prefill.
         n_host_bytes: Bytes of the host's memory that sequences take which had to leave the KV cache.
         n_host_hits: How often one of them was brought back.
         n_drafts: DrafterPool that were computed.
@@ -66,6 +69,7 @@ class Metrics:
     n_step_sequences: int = 0
     n_tokens_max: int = 0
     n_recovered: int = 0
+    n_prefilling: int = 0
 
     @property
     def kv_utilization(self) -> float:
@@ -96,6 +100,7 @@ def collect_metrics(core: EngineCore, n_new: int) -> Metrics:
     return Metrics(
         n_waiting=len(sequences) - len(running) + n_new,
         n_running=len(running),
+        n_prefilling=sum(sequence.status is SequenceStatus.PREFILLING for sequence in running),
         n_cells=cache.cells.n_cells,
         n_cells_used=cache.cells.used,
         n_cells_running=min(sum(sequence.n_computed for sequence in running), cache.cells.used),

@@ -101,7 +101,7 @@ class Sequence(SequenceState):
             return SequenceStatus.FINISHED
         if self.seq_id is None:
             return SequenceStatus.PREEMPTED if self.slot >= 0 else SequenceStatus.WAITING
-        return SequenceStatus.RUNNING if self.n_left == 1 else SequenceStatus.PREFILLING
+        return SequenceStatus.RUNNING if self.n_left <= 1 else SequenceStatus.PREFILLING
 
     def edit(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Run the processors on a row in place.

@@ -203,3 +203,27 @@ def test_a_deterministic_request_is_not_shifted(tiny_model: Model) -> None:
         pytest.raises(errors.InvalidArgumentError, match="cannot be combined with overflow='shift'"),
     ):
         engine.complete([5], overflow="shift", deterministic=True)
+
+
+def test_the_status_of_a_sequence(tiny_model: Model, unending) -> None:
+    with face("engine", tiny_model, n_parallel=1) as engine:
+        seen: list[tuple[str, str]] = []
+
+        def look(ids: np.ndarray, logits: np.ndarray) -> None:
+            seen.append((first.sequences[0].status.value, second.sequences[0].status.value))
+
+        def submit() -> tuple[Any, Any]:
+            arguments: dict[str, Any] = {"max_tokens": 2, "logit_bias": unending, "temperature": 0}
+            return (
+                engine.submit(PREFIX, logits_processor=look, **arguments),
+                engine.submit([5, 6], logits_processor=look, **arguments),
+            )
+
+        # Both are there before the first step.
+        first, second = engine._calls.run(submit)
+        for request in (first, second):
+            request.result(300)
+    waiting, running, finished = "waiting", "running", "finished"
+    # The processors run when the prompt is computed, and one token is left to sample from.
+    assert seen[1:2] + seen[3:4] == [(running, waiting), (finished, running)]
+    assert first.sequences[0].status.value == second.sequences[0].status.value == finished
