@@ -20,7 +20,7 @@ from pyllm.core.context import Context
 from pyllm.core.introspection import not_copied
 from pyllm.core.model import Model
 from pyllm.embedding.methods import EmbeddingMethods
-from pyllm.errors import ClosedError, InvalidArgumentError, StreamOpenError
+from pyllm.errors import ClosedError, InvalidArgumentError, InvariantError, StreamOpenError
 from pyllm.lora import Lora, LoraMethods
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.processors.base import LogitsProcessor
@@ -317,6 +317,20 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods):
         """
         with self._calls.held():
             self._cache.forget()
+
+    def check_invariants(self) -> None:
+        """Compare what is known of the KV cache with llama.cpp's memory, between two calls.
+
+        A diagnostic for tests and bug reports: it waits for the call that is running, and changes nothing.
+
+        Raises:
+            InvariantError: They contradict each other, which is a defect of pyllm. ``.problems`` lists how.
+            StreamOpenError: A stream is open in this thread.
+        """
+        with self._calls.held():
+            problems = self._cache.problems()
+        if problems:
+            raise InvariantError("; ".join(problems), problems=problems)
 
     def speculation_params(self, value: Any) -> SpeculationParams | None:
         """How a call drafts that is given `value` as ``speculative=``; None: without drafts.

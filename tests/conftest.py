@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
+from support import models
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
@@ -20,6 +22,26 @@ from pyllm.core.model import Model
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks which marks are wanted
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests whose fixtures need the real model have its mark."""
+    for item in items:
+        if "smollm2_path" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tests that start processes are left out, a test that starts one lacks its mark."""
+    if "not process" in request.config.option.markexpr:
+
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            pytest.fail("this test starts a process: mark it with @pytest.mark.process")
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        monkeypatch.setattr(os, "fork", refuse, raising=False)
+
+
 class TinyModels(Mapping[str, Path]):
     """Paths of tiny random models by architecture; each file is written when it is first asked for."""
 
@@ -27,21 +49,21 @@ class TinyModels(Mapping[str, Path]):
         self.folder = folder
 
     def __getitem__(self, arch: str) -> Path:
-        if arch not in tiny_models.ARCHITECTURES:
+        if arch not in models.ARCHITECTURES:
             raise KeyError(arch)
         return self.make(arch)
 
     def make(self, arch: str, **options: Any) -> Path:
-        """The path of a model with other options of `tiny_models.write`."""
+        """The path of a model with other options of `models.write`."""
         key = repr(sorted(options.items()))
         path = self.folder / (f"{arch}.gguf" if not options else f"{arch}-{zlib.crc32(key.encode()):08x}.gguf")
-        return path if path.exists() else tiny_models.write(path, arch, **options)
+        return path if path.exists() else models.write(path, arch, **options)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tiny_models.ARCHITECTURES)
+        return iter(models.ARCHITECTURES)
 
     def __len__(self) -> int:
-        return len(tiny_models.ARCHITECTURES)
+        return len(models.ARCHITECTURES)
 
 
 @pytest.fixture(scope="session", name="tiny_models")

@@ -168,6 +168,17 @@ class EngineCore:
         self.requests.clear()
         return requests
 
+    def problems(self) -> list[str]:
+        """Contradictions between the sequences, the slots and the KV cache, as sentences."""
+        running = [
+            sequence for sequence in self.sequences.values() if sequence.seq_id is not None and not sequence.alone
+        ]
+        computed = {sequence.kv_seq_id: sequence.n_computed for sequence in running}
+        found = [] if len(computed) == len(running) else ["two running sequences have the same seq_id"]
+        found += self.cache.problems(computed) + self.slots.problems(running)
+        found += self.drafters.problems(self.sequences.values())
+        return found + ([] if self.embeddings is None else self.embeddings.problems())
+
     def unsettle(self) -> None:
         """The next step differs from the last one."""
         self._steady = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -323,6 +323,14 @@ class DrafterPool:
         for slot in self._all_slots():
             if slot.sequence is sequence:
                 slot.sequence = slot.followed = None
+
+    def problems(self, sequences: Collection[Sequence]) -> list[str]:
+        """Contradictions between the drafters and the sequences that have not ended."""
+        taken = [slot.sequence for slot in self._all_slots() if slot.sequence is not None]
+        found = [] if len(set(taken)) == len(taken) else ["a sequence has two drafters"]
+        return found + [
+            f"a drafter belongs to sequence {one.id}, which has ended" for one in taken if one not in sequences
+        ]
 
     def _all_slots(self) -> list[DrafterSlot]:
         return self._slots if self._features is None else [*self._slots, self._features.slot]

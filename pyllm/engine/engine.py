@@ -31,7 +31,14 @@ from pyllm.engine.request_stream import Event, RequestStream
 from pyllm.engine.signals import AbortableDecode, CallQueue, EngineLock
 from pyllm.engine.sizes import MAX_SEQUENCES, context_params, default_n_ctx
 from pyllm.engine.slot_files import SlotMethods
-from pyllm.errors import ClosedError, ContextError, InvalidArgumentError, OutOfMemoryError, PyllmError
+from pyllm.errors import (
+    ClosedError,
+    ContextError,
+    InvalidArgumentError,
+    InvariantError,
+    OutOfMemoryError,
+    PyllmError,
+)
 from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.speculation.params import SpeculationParams, arguments_for
@@ -318,6 +325,34 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         """What it is doing and has done."""
         with self._lock:
             return collect_metrics(self._core, sum(len(request.sequences) for request in self._new))
+
+    def check_invariants(self) -> None:
+        """Compare the bookkeeping of the KV cache with llama.cpp's memory, between two steps.
+
+        A diagnostic for tests and bug reports: it waits for the step that is running, changes nothing, and takes
+        about as long as a step. It compares cells, sequences, slots and drafters with the requests that run.
+
+        Raises:
+            InvariantError: They contradict each other, which is a defect of pyllm. ``.problems`` lists how.
+            ClosedError: The engine has been closed.
+        """
+        if problems := self._calls.run(self._core.problems):
+            raise InvariantError("; ".join(problems), problems=problems)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the prefixes of ended requests, in the KV cache and in the memory of the host.
+
+        Requests that run go on; the prompts of those to come are computed from their first token.
+
+        Raises:
+            ClosedError: The engine has been closed.
+        """
+
+        def reset() -> None:
+            self._core.cache.clear()
+            self._core.host.clear()
+
+        self._calls.run(reset)
 
     def speculation_params(self, value: Any) -> SpeculationParams | None:
         """How a request drafts that is given `value` as ``speculative=``; None: without drafts.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -152,6 +152,12 @@ class Slots:
             _info(i, sequence, running=True) if (sequence := slot.sequence) is not None else slot.last or SlotInfo(i)
             for i, slot in enumerate(self._slots)
         ]
+
+    def problems(self, running: Iterable[Sequence]) -> list[str]:
+        """Contradictions between the slots and the running sequences."""
+        here = {slot.sequence: i for i, slot in enumerate(self._slots) if slot.sequence is not None}
+        wanted = {sequence: sequence.slot for sequence in running}
+        return [] if here == wanted else [f"slots {sorted(here.values())} are in use, not {sorted(wanted.values())}"]
 
     def _best(self, free: list[int], ids: NDArray[np.int32]) -> int:
         best, found = None, _SIMILAR * len(ids)

@@ -50,7 +50,7 @@ class TestAnswers:
         )
         assert completion.usage.prompt_tokens == len(llm.tokenize(prompt))
 
-    def test_it_is_a_mapping_too(self, llm, says):
+    def test_an_answer_is_a_mapping_too(self, llm, says):
         completion = llm.create_chat_completion(user(), logits_processor=says("Hi"))
         assert isinstance(completion, Mapping) and completion["choices"][0]["message"]["content"] == "Hi"
         assert completion["object"] == "chat.completion" and completion["id"].startswith("chatcmpl-")
@@ -228,11 +228,10 @@ class TestTemplates:
         from pyllm.chat.templates import TemplateStore
 
         store = TemplateStore(tiny_model)
-        first = store.get("{{ 0 }}")
-        for i in range(1, 40):
-            last = store.get(f"{{{{ {i} }}}}")
-            assert store.get(f"{{{{ {i} }}}}") is last
-        assert len(store._known) == 32 and store.get("{{ 0 }}") is not first
+        made = [store.get(f"{{{{ {i} }}}}") for i in range(40)]
+        # The newest ones first: those before them are gone, and are made again.
+        known = [i for i in reversed(range(40)) if store.get(f"{{{{ {i} }}}}") is made[i]]
+        assert known == list(range(39, 7, -1))
 
     def test_a_template_that_refuses(self, llm, says):
         with pytest.raises(errors.ChatTemplateError, match="No cats"):
@@ -263,7 +262,7 @@ class TestSystemMessages:
 
     @pytest.mark.parametrize("template", [STRICT, DEAF], ids=["refuses", "drops"])
     @pytest.mark.parametrize("second", ["system", "developer"])
-    def test_they_are_joined(self, llm, template, second):
+    def test_system_messages_are_joined(self, llm, template, second):
         brief, kind = {"role": "system", "content": "Be brief."}, {"role": second, "content": "Be kind."}
         expected = "[system]Be brief.\n\nBe kind.\n[user]Hello\n[assistant]"
         assert self.prompt(llm, [brief, kind, *user()], template) == expected
@@ -274,7 +273,7 @@ class TestSystemMessages:
         told = self.prompt(llm, [brief, *user("Hi"), Message("assistant", "Yes?"), kind, *user()], template)
         assert told == ("[system]Be brief.\n\nBe kind.\n[user]Hi\n[assistant]Yes?\n[user]Hello\n[assistant]")
 
-    def test_they_stay_where_the_template_takes_them(self, llm):
+    def test_system_messages_stay_where_the_template_takes_them(self, llm):
         messages = [
             *TALK[:1],
             {"role": "developer", "content": "Purr."},
@@ -432,12 +431,17 @@ class TestControl:
         assert chunks[-1].finish_reason == "abort" and len(chunks[-1].completion.tokens) < 200
 
     def test_abort_from_another_thread(self, llm):
-        forbidden = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
-        timer = threading.Timer(0.1, llm.abort)
-        timer.start()
-        completion = llm.create_chat_completion(user(), logit_bias=forbidden)
-        timer.join()
-        assert completion.finish_reason in ("abort", "length")
+        def abort_at_the_third(ids, logits):
+            logits[llm.vocab.eog_tokens] = -np.inf
+            lengths.append(len(ids))
+            if len(lengths) == 3:
+                thread = threading.Thread(target=llm.abort)
+                thread.start()
+                thread.join()
+
+        lengths = []
+        completion = llm.create_chat_completion(user(), logits_processor=abort_at_the_third)
+        assert completion.finish_reason == "abort" and len(lengths) == 3
 
     def test_asyncio(self, llm, says):
         async def work():

@@ -7,6 +7,7 @@ import logging
 import weakref
 
 import pytest
+from support.llama_internals import history_of, kept_bytes, n_kept_in_context
 
 from pyllm import Llama, errors
 from pyllm.conversation import Conversation
@@ -147,7 +148,7 @@ class TestChat:
 
 
 class TestText:
-    def test_it_grows(self, llm):
+    def test_a_completed_text_grows(self, llm):
         talk = llm.conversation("story", **SHORT)
         first = talk.complete("the people look")
         second = talk.complete()
@@ -159,11 +160,11 @@ class TestText:
         third = talk.complete(" at the time")
         assert third.usage.cached_tokens >= len(whole.tokens)
 
-    def test_its_text_is_that_of_its_tokens(self, llm):
+    def test_the_text_is_that_of_the_tokens(self, llm):
         """Whether a tokenizer puts spaces before what it is given, or an answer is cut within a character."""
 
         def told(talk):
-            pieces = [llm.vocab.token_to_piece(token, special=False) for token in talk._state.history.ids.tolist()]
+            pieces = [llm.vocab.token_to_piece(token, special=False) for token in history_of(talk)]
             # The one space that belongs to the beginning of a text.
             return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
@@ -188,7 +189,7 @@ class TestText:
             with llm.conversation("story", max_tokens=12, temperature=0) as talk:
                 answer = talk.complete("the people look", stop=whole[start : start + 2])
                 assert talk.text == "the people look" + answer.text
-                assert llm.detokenize(talk._state.history.ids[1:], special=False).strip() == talk.text.strip()
+                assert llm.detokenize(history_of(talk)[1:], special=False).strip() == talk.text.strip()
 
     def test_an_echo_is_not_added_twice(self, llm):
         talk, other = llm.conversation("story", **SHORT), llm.conversation("other", **SHORT)
@@ -205,7 +206,7 @@ class TestText:
         assert talk.undo() == [] and talk.text == text == other.text
         assert other.complete(" at the water").text == second.text
 
-    def test_it_is_no_chat(self, llm):
+    def test_a_text_is_no_chat(self, llm):
         talk = llm.conversation("story", **SHORT)
         talk.complete("the people")
         with pytest.raises(errors.InvalidArgumentError, match="is a text: use complete"):
@@ -217,7 +218,7 @@ class TestText:
 
 
 class TestNames:
-    def test_they_are_found_again(self, llm):
+    def test_conversations_are_found_by_name(self, llm):
         talk = llm.conversation("anna", system="the number", temperature=0)
         assert llm.conversation("anna") is talk and llm.conversations == {"anna": talk}
         assert llm.conversation("anna", system="the number", temperature=0) is talk
@@ -228,7 +229,7 @@ class TestNames:
         with pytest.raises(errors.InvalidArgumentError, match="top_k in a turn"):
             llm.conversation("anna", top_k=3)
 
-    def test_what_was_said_stays_where_nobody_has_it(self, llm):
+    def test_messages_stay_after_the_object_is_gone(self, llm):
         talk = llm.conversation("anna", **SHORT)
         talk.say("the people")
         said = talk.messages
@@ -246,7 +247,7 @@ class TestNames:
             llm.conversation(name)
 
     @pytest.mark.parametrize("arguments", [{"stream": True}, {"n": 2}, {"best_of": 3}, {"messages": []}])
-    def test_what_a_turn_cannot_be_asked(self, llm, arguments):
+    def test_arguments_that_a_turn_refuses(self, llm, arguments):
         with pytest.raises(errors.InvalidArgumentError):
             llm.conversation("anna", **arguments)
         talk = llm.conversation("ben")
@@ -312,7 +313,7 @@ class TestTrouble:
                 talk.undo()
                 assert talk.complete(" the number").usage.prompt_tokens > n
 
-    def test_somebody_decodes_in_between(self, llm):
+    def test_decodes_on_the_context_in_between(self, llm):
         from pyllm import Batch
 
         talk, other = llm.conversation("anna", **SHORT), llm.conversation("ben", **SHORT)
@@ -364,7 +365,7 @@ class TestTrouble:
         talk.close()
         assert list(llm.conversations) == ["ben"] and len(talk.tokens) == 0
 
-    def test_it_is_freed_without_the_collector(self, tiny_model):
+    def test_a_conversation_is_freed_without_the_collector(self, tiny_model):
         def begin():
             llm = Llama(tiny_model, n_ctx=256, n_threads=1)
             return llm.conversation("anna", **SHORT), weakref.ref(llm), weakref.ref(llm.context)
@@ -399,7 +400,8 @@ class TestMemory:
             talks = [llm.conversation(str(i), **SHORT) for i in range(8)]
             for i, talk in enumerate(talks):
                 talk.say(f"{i} {i} the people look at the number of the time")
-                assert sum(text.host_bytes for text in llm._cache.kept) <= 40_000
+                assert kept_bytes(llm) <= 40_000
+                llm.check_invariants()
             kept = [len(talk.tokens) > 0 for talk in talks]
             # The newest are there.
             assert kept[-2:] == [True, True] and not kept[0] and kept == sorted(kept)
@@ -411,10 +413,10 @@ class TestMemory:
             bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             for name in ("anna", "ben", "carl"):
                 llm.conversation(name, **SHORT).complete("the people look at the number " * 2)
-            assert sum(text.seq_id is not None for text in llm._cache.kept) == 2
+            assert n_kept_in_context(llm) == 2
             long = llm("the water", temperature=0, logit_bias=bias)
             assert long.usage.total_tokens == 257
-            assert all(text.seq_id is None for text in llm._cache.kept)
+            assert n_kept_in_context(llm) == 0
             with Llama(tiny_model, n_ctx=256, n_threads=1) as fresh:
                 assert fresh("the water", temperature=0, logit_bias=bias).tokens == long.tokens
             for name in ("anna", "ben", "carl"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.llama_internals import history_of, n_dropped_messages
 
 from pyllm import Llama, errors
 from pyllm.completion.overflow import Overflow, answer_room
@@ -73,7 +74,7 @@ class TestTruncateMiddle:
         assert left[0] == llm.vocab.bos and len(left) == N_CTX - N_CTX // 4
         assert rule.fit(ids[:100], 40) is not None and len(rule.fit(ids[:100], 40)) == 100
 
-    def test_it_is_the_text_of_that_prompt(self, llm):
+    def test_the_text_is_that_of_the_shortened_prompt(self, llm):
         completion = llm(LONG, max_tokens=40, temperature=0, overflow="truncate_middle", n_keep=7)
         left = np.concatenate([LONG[:7], LONG[-(N_CTX - 47) :]])
         assert completion.usage.prompt_tokens == len(left)
@@ -85,7 +86,7 @@ class TestTruncateMiddle:
 
 class TestShift:
     @pytest.mark.parametrize("arch", ["llama", "qwen3moe", "gemma3", "mamba", "jamba"])
-    def test_it_goes_on(self, tiny_models, arch):
+    def test_generation_goes_on_after_a_shift(self, tiny_models, arch):
         with make(tiny_models[arch]) as llm:
             bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             arguments = {"temperature": 0, "logit_bias": bias, "overflow": "shift", "n_keep": 4}
@@ -231,7 +232,7 @@ class TestConversations:
                 completion = chat.say(f"the {i}")
                 assert completion.usage.prompt_tokens <= N_CTX - 8
                 reused.append(completion.usage.cached_tokens / completion.usage.prompt_tokens)
-            assert len(chat.messages) == 81 and chat._state.first > 10
+            assert len(chat.messages) == 81 and n_dropped_messages(chat) > 10
             # Most turns only add to the one before.
             assert sum(share > 0.5 for share in reused) > 20, reused
             chat.close()
@@ -243,7 +244,7 @@ class TestConversations:
                 for i in range(20):
                     completion = text.complete(f" the number of the people {i}", n_keep=3)
                     assert completion.usage.prompt_tokens <= N_CTX - 30
-                assert len(text._state.history.ids) > 2 * N_CTX
+                assert len(history_of(text)) > 2 * N_CTX
                 while text.text:
                     text.undo()
                 assert text.complete("the people").usage.prompt_tokens < 20

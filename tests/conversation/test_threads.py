@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support.waiting import LIMIT
 
 from pyllm import Llama, errors
 
@@ -67,7 +68,7 @@ def test_the_same_conversation_for_all(llm):
         ready = threading.Barrier(4)
 
         def ask(name=str(i), found=found, ready=ready):
-            ready.wait(60)
+            ready.wait(LIMIT)
             found.append(llm.conversation(name))
 
         in_threads(*[ask] * 4)
@@ -95,7 +96,7 @@ def test_abort(llm):
     assert talk.say("the time", max_tokens=3).finish_reason == "length"
 
 
-def test_an_abort_between_two_decodes_costs_nobody_anything(llm):
+def test_an_abort_between_two_decodes_ends_no_other_call(llm):
     talk, other = (llm.conversation(name, temperature=0, max_tokens=20) for name in ("anna", "ben"))
     other.say("the people look at the number")
     for _ in talk.stream("the people"):
@@ -115,7 +116,7 @@ def test_closing_from_another_thread(llm):
     # It waits for the stream.
     assert closer.is_alive()
     list(stream)
-    closer.join(60)
+    closer.join(LIMIT)
     assert talk.closed
     with pytest.raises(errors.ClosedError):
         talk.say("the people")

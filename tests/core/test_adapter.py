@@ -3,9 +3,9 @@
 import gc
 import weakref
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.adapter import LoraAdapter
@@ -158,7 +158,7 @@ def test_closing_takes_it_out_of_its_contexts(tiny_model, make_context, ids, lor
     assert np.isfinite(logits(plain_context, ids)).all()
 
 
-def test_who_keeps_whom_alive(tiny_models, make_model, make_context, ids, lora):
+def test_adapters_and_models_keep_each_other_alive(tiny_models, make_model, make_context, ids, lora):
     path, _ = lora(1)
     model = make_model(tiny_models["llama"])
     context = make_context(model)
@@ -219,9 +219,10 @@ def test_what_is_refused(tmp_path, tiny_models, tiny_model, make_model, make_con
     assert context.adapters == ()
 
 
+@pytest.mark.process
 def test_damaged_adapters_never_kill(tiny_models, lora):
     path, _ = lora(1)
-    isolated.survive(
+    isolation.survive(
         """
 import random
 from pyllm.core.adapter import LoraAdapter

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bad_inputs
-import isolated
 import numpy as np
 import pytest
+from support import bad_inputs, isolation
 
 from pyllm.core.batch import Batch
 
@@ -50,11 +49,13 @@ def world(tiny_models):
     world.model.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("group", bad_inputs.GROUPS)
 def test_no_row_ends_the_process(group, survived):
     assert survived(group) == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("row", bad_inputs.ROWS, ids=lambda row: f"{row.group}: {row.label}")
 def test_row_raises(row, survived, world):
     if survived(row.group):
@@ -62,7 +63,7 @@ def test_row_raises(row, survived, world):
     bad_inputs.check(row, world)
 
 
-def test_the_world_is_as_it_was(world):
+def test_failed_calls_leave_no_state(world):
     world.context.memory.clear()
     world.context.decode(Batch.from_arrays([1, 5]))
     assert world.vocab.detokenize(world.vocab.tokenize("the cat", add_special=False)).strip() == "the cat"
@@ -144,8 +145,9 @@ for value in (float("nan"), float("-inf"), float("inf"), 3e38, 0):
 """
 
 
-def test_logits_that_no_sampler_likes(tiny_models):
-    isolated.survive(LOGITS, tiny_models["llama"])
+@pytest.mark.process
+def test_samplers_refuse_logits_that_are_not_numbers(tiny_models):
+    isolation.survive(LOGITS, tiny_models["llama"])
 
 
 # ---- a fuzzer
@@ -243,17 +245,19 @@ fresh.decode(Batch.from_arrays([1, 5]))
 
 def fuzz(seconds, seed, tiny_models, folder):
     script = "limit_memory()\n" + FUZZ + "\nprint('reached the end')"
-    result = isolated.run(script, tiny_models["llama"], seconds, seed, folder, timeout=seconds + 200)
+    result = isolation.run(script, tiny_models["llama"], seconds, seed, folder, timeout=seconds + 200)
     print(result.stdout)
     assert result.returncode == 0, f"seed {seed}: {result.returncode}\n{result.stdout}\n{result.stderr[-4000:]}"
     assert result.stdout.endswith("reached the end\n")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", range(3))
 def test_fuzzer(seed, tiny_models, tmp_path):
     fuzz(3, seed, tiny_models, tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 106))
 def test_fuzzer_for_long(seed, tiny_models, tmp_path):

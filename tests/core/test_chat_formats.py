@@ -6,9 +6,9 @@ import re
 from functools import cache
 
 import pytest
-from chat_shapes import conversations, templates, tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chats import conversations, templates, tools
 
 from pyllm import errors
 from pyllm.core.chat import ChatPrompt
@@ -162,7 +162,7 @@ def test_ids_of_calls():
     assert made[0] == made[2] != made[1] == made[3] and streams == [[made[0]], [made[1]]]
 
 
-def test_an_answer_that_is_no_answer():
+def test_output_that_fits_no_format():
     prompt = templates("Qwen3-Coder").apply(conversations()["user"][0], tools=tools(), tool_choice="required")
     with pytest.raises(errors.ChatParseError, match="format") as caught:
         prompt.parse("<tool_call>\n<function=nonsense>")
@@ -236,8 +236,10 @@ def test_damaged_answers_are_read_or_refused(name):
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(len(damaged))] = chance.choice('<>{}"[]\n\\ü')
         broken = "".join(damaged)
-        prompt.parse(broken, partial=True)
+        assert prompt.parse(broken, partial=True)["role"] == "assistant"
         try:
-            prompt.parse(broken)
-        except errors.ChatParseError:
-            pass
+            message = prompt.parse(broken)
+        except errors.ChatParseError as error:
+            assert str(error)
+        else:
+            assert message["role"] == "assistant"

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isolated import survive
+from support.isolation import survive
 
 from pyllm import errors
 from pyllm.core.chat import ChatTemplates
@@ -116,6 +116,7 @@ thread.join()
 """
 
 
+@pytest.mark.process
 def test_small_stacks():
     """Threads with 256 KiB of stack render and read what is nested."""
     survive(SMALL_STACK)
@@ -181,6 +182,7 @@ for text in ('"' + arguments, arguments, '<tool_call>{"name": "f", "arguments": 
 """
 
 
+@pytest.mark.process
 def test_brackets_in_texts():
     """A closing bracket in a text closes nothing: what is nested deeply is known to be."""
     survive(BRACKETS_IN_TEXTS)
@@ -232,9 +234,11 @@ def test_any_source_is_a_template_or_refused(source):
 @given(source=st.one_of(st.binary(max_size=200), PIECES.map(lambda pieces: ("{{" + " ".join(pieces) + "}}").encode())))
 def test_any_bytes_are_a_template_or_refused(source):
     try:
-        ChatTemplates(template=source).apply(HI)
-    except (errors.ChatTemplateError, errors.InvalidArgumentError):
-        pass
+        prompt = ChatTemplates(template=source).apply(HI).prompt
+    except (errors.ChatTemplateError, errors.InvalidArgumentError) as error:
+        assert str(error)
+    else:
+        assert isinstance(prompt, str)
 
 
 ANYTHING = ChatTemplates(
@@ -262,6 +266,8 @@ ROLES = st.sampled_from(["user", "assistant", "system", "tool", ""])
 )
 def test_any_json_is_messages_or_refused(messages, tools):
     try:
-        ANYTHING.apply(messages, tools=tools)
-    except (errors.InvalidArgumentError, errors.ChatTemplateError):
-        pass
+        prompt = ANYTHING.apply(messages, tools=tools).prompt
+    except (errors.InvalidArgumentError, errors.ChatTemplateError) as error:
+        assert str(error)
+    else:
+        assert isinstance(prompt, str)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from chat_shapes import FOLDER, conversations, templates
+from support.chats import FOLDER, conversations, templates
 
 from pyllm import enums, errors
 from pyllm.core.chat import ChatTemplates
@@ -80,6 +80,7 @@ def test_every_control_token_in_every_place(known, vocab_name, name):
     attack(made, vocab, " ".join(texts[:100]))
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("alias", ["smollm2", "gemma3-270m"])
 def test_models_with_their_own_templates(alias):
     from pyllm import hub

@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -141,6 +141,7 @@ thread.join()
 """
 
 
+@pytest.mark.process
 @pytest.mark.model
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 @pytest.mark.parametrize(
@@ -149,7 +150,7 @@ thread.join()
     ids=["load", "load with a callback", "prefill", "generation", "waiting for a lock"],
 )
 def test_ctrl_c(script, smollm2_path):
-    print(isolated.survive(INTERRUPT + script, smollm2_path).stdout)
+    print(isolation.survive(INTERRUPT + script, smollm2_path).stdout)
 
 
 SIGNALS = {
@@ -200,10 +201,11 @@ if refused:
 }
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGUSR1")
 @pytest.mark.parametrize("script", SIGNALS.values(), ids=SIGNALS)
 def test_signal_handlers_run_during_a_decode(script, tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 model = Model(PATH)
 context = Context(model, n_ctx=2048, n_batch=2048, n_ubatch=32, n_threads=1)
@@ -371,6 +373,7 @@ context.decode(Batch.from_arrays([1]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "call",
     [
@@ -389,7 +392,7 @@ context.decode(Batch.from_arrays([1]))
     ],
 )
 def test_a_context_cannot_be_used_from_its_own_callback(call, tiny_models):
-    isolated.survive(REENTRY.replace("CALL", f"({call})"), tiny_models["llama"])
+    isolation.survive(REENTRY.replace("CALL", f"({call})"), tiny_models["llama"])
 
 
 def test_a_callback_may_use_other_contexts(long, make_context, tiny_model):
@@ -512,8 +515,9 @@ def test_log_handler_that_uses_pyllm(handler, tiny_models, tiny_model):
     assert any("MTP" in line for line in info.value.log)
 
 
+@pytest.mark.process
 def test_log_handler_that_is_interrupted(tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 import logging
 class Handler(logging.Handler):

@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from support.numerics import softmax
 
 from pyllm import errors
 from pyllm.core import samplers
@@ -34,11 +35,6 @@ N = 200
 
 def logits(seed: int = 0, n: int = N, scale: float = 2.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, scale, n).astype(np.float32)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x.astype(np.float64) - x.max())
-    return e / e.sum()
 
 
 def entropy(p: np.ndarray) -> float:
@@ -158,9 +154,12 @@ def test_a_clone_of_adaptive_p_remembers_but_draws_anew():
 def test_a_clone_of_adaptive_p_between_apply_and_accept():
     sampler = AdaptiveP(0.3, seed=1)
     token = sampler.apply(logits())[3]
-    for copy in (sampler.clone(), Chain(TopK(3), sampler).clone(), Chain(Chain(sampler.clone())).clone()):
+    alone, nested = sampler.clone(), Chain(Chain(sampler.clone())).clone()
+    behind_top_k = Chain(TopK(3), sampler).clone()
+    for copy in (alone, nested, behind_top_k):
         copy.accept(token)
-        copy.apply(logits())
+    assert np.array_equal(alone.apply(logits())[1], nested.apply(logits())[1])
+    assert len(behind_top_k.apply(logits())[0]) == 3
 
 
 def test_adaptive_p_makes_up_for_what_was_accepted():
@@ -470,7 +469,7 @@ def test_a_lazy_grammar_waits_for_its_trigger(tiny_model):
     "grammar",
     ["", "   ", "root", 'other ::= "a"', 'root ::= "a', "root ::= missing", "a\0b", 'root ::= root "a"'],
 )
-def test_grammars_that_are_none(tiny_model, grammar):
+def test_invalid_grammars(tiny_model, grammar):
     with pytest.raises(errors.GrammarError):
         Grammar(tiny_model.vocab, grammar)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from support.engine_internals import embedder_of
+from support.engines import slow
+from support.numerics import cosine
+from support.waiting import wait_for
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import AsyncEngine, Engine, QueueFullError
@@ -23,19 +26,7 @@ def same(found: Any, expected: Any) -> None:
     """Vectors point in the same direction."""
     found, expected = np.atleast_2d(found).astype(np.float64), np.atleast_2d(expected).astype(np.float64)
     assert found.shape == expected.shape
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    assert ((found * expected).sum(axis=1) > 0.99999 * norms).all()
-
-
-def slow(ids: np.ndarray, logits: np.ndarray) -> None:
-    time.sleep(0.003)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
+    assert (cosine(found, expected) > 0.99999).all()
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +177,7 @@ def test_asyncio(vectors: Engine, bert: Llama) -> None:
 
 
 def test_an_error_ends_its_request_alone(vectors: Engine, bert: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = vectors._embeddings.embedder
+    embedder = embedder_of(vectors)
     original = embedder._decode
 
     def decode(context: Any, tokens: Any, *rest: Any) -> Any:
@@ -313,5 +304,5 @@ def test_many_at_random_are_all_accounted_for(tiny_model: Model, llm: Llama) -> 
         kinds = asyncio.run(main(engine))
         assert len(kinds) == 120
         wait_for(lambda: engine.metrics().n_embedding == 0)
-        assert engine._embeddings._picked == [] and engine._embeddings._steps is None
+        engine.check_invariants()
         assert engine.metrics().n_failed == 0

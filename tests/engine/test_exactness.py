@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.engine_internals import between_steps
+from support.engines import assert_idle, endless
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
@@ -36,8 +38,7 @@ def complete(maker: Any, prompt: list[int], **arguments: Any) -> Any:
 
 @pytest.fixture
 def unending(tiny_model: Model) -> dict[int, float]:
-    """So that no text ends before its limit."""
-    return dict.fromkeys(tiny_model.vocab.eog_tokens, -np.inf)
+    return endless(tiny_model)
 
 
 @pytest.fixture
@@ -116,9 +117,8 @@ def test_preempted_sequences(tiny_model: Model, alone, unending, kind: str) -> N
 def test_reused_prefixes(load: Callable[..., Model], alone, kind: str, arch: str) -> None:
     model = load(arch)
     arguments: dict[str, Any] = {"max_tokens": 8, "temperature": 0}
-    unending = dict.fromkeys(model.vocab.eog_tokens, -np.inf)
     with face(kind, model) as maker:
-        first = complete(maker, PREFIX, cache_prompt=True, n=2, logit_bias=unending, **arguments)
+        first = complete(maker, PREFIX, cache_prompt=True, n=2, logit_bias=endless(model), **arguments)
         longer = [*PREFIX, *first.tokens, 11, 12]
         second = complete(maker, longer, cache_prompt=True, **arguments)
         assert second.usage.cached_tokens == len(PREFIX) + 7
@@ -181,8 +181,7 @@ def test_shifted_sequences_that_share_cells_are_computed_again(tiny_model: Model
         assert engine.complete(PREFIX, logits_processor=look, **arguments).tokens
         # Processors see all tokens, also those that the context has no room for.
         assert seen == list(range(len(PREFIX), len(PREFIX) + 400))
-        held = engine._core.cache.cells
-        assert set(held.seq_ids) == set(engine._core.cache.idle)
+        assert_idle(engine)
 
 
 @pytest.mark.parametrize("kind", FACES)
@@ -220,7 +219,7 @@ def test_the_status_of_a_sequence(tiny_model: Model, unending) -> None:
             )
 
         # Both are there before the first step.
-        first, second = engine._calls.run(submit)
+        first, second = between_steps(engine, submit)
         for request in (first, second):
             request.result(300)
     waiting, running, finished = "waiting", "running", "finished"

@@ -7,14 +7,17 @@ import functools
 import os
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
+from support.engine_internals import between_steps, count_turns, limit_cells
+from support.engines import PROMPTS, assert_idle, endless
+from support.numerics import EXACT
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Chunk, Llama, Model, errors
 from pyllm.core.batch import Batch
@@ -23,10 +26,6 @@ from pyllm.engine import AsyncEngine, Engine, Request, request_stream
 from pyllm.engine.request_stream import LoopNotifier, RequestStream
 from pyllm.params import SamplingParams
 from pyllm.sampling import build_chain
-
-PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30, [17, 4], [60, 61, 62], [2, 2]]
-# Rounded keys and values let close choices fall one way or the other.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 
 
 @pytest.fixture(params=[True, False], ids=["unified", "split"])
@@ -51,35 +50,13 @@ def often() -> Iterator[None]:
     sys.setswitchinterval(before)
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
-
-
-def endless(engine: Engine) -> dict[int, float]:
-    """A bias with which no text ends by itself."""
-    return dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
-
-
-def quiet(engine: Engine) -> None:
-    """Everything has ended, and nothing is held but what idle sequences hold."""
-    metrics = engine.metrics()
-    assert metrics.n_running == metrics.n_waiting == 0
-    cache, memory = engine._core.cache, engine.context.memory
-    assert set(cache.cells.seq_ids) == set(cache.idle)
-    for seq in range(engine.context.n_seq_max):
-        assert memory.pos_max(seq) + 1 == cache.cells.length(seq)
-
-
 def run(work: Any) -> Any:
     """Run something in an event loop, whose callbacks must not fail."""
     problems: list[Any] = []
 
     async def main() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
-        return await asyncio.wait_for(work, 60)
+        return await asyncio.wait_for(work, LIMIT)
 
     result = asyncio.run(main())
     assert problems == []
@@ -114,30 +91,16 @@ async def read(stream: AsyncIterator[Chunk]) -> Any:
     return check([chunk async for chunk in stream])
 
 
-def count_turns(engine: Engine) -> list[int]:
-    """How many steps each turn of the engine's thread has made."""
-    turns: list[int] = []
-    step = engine._core.step
-
-    def counted() -> None:
-        before = engine._core.counters.steps
-        step()
-        turns.append(engine._core.counters.steps - before)
-
-    engine._core.step = counted  # type: ignore[method-assign]
-    return turns
-
-
 def generate(engine: Engine, **arguments: Any) -> list[Any]:
     """Some texts whose requests come in the same moment."""
-    jobs = engine._calls.run(lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
+    jobs = between_steps(engine, lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
     return [job.result(300) for job in jobs]
 
 
 # ---- what they give
 
 
-def test_texts_that_nobody_looks_at_go_on_without_python(engine: Engine) -> None:
+def test_sequences_without_python_run_several_steps(engine: Engine) -> None:
     arguments: dict[str, Any] = {"max_tokens": 100, "temperature": 0, "logit_bias": endless(engine)}
     turns = count_turns(engine)
     found = generate(engine, **arguments)
@@ -150,10 +113,10 @@ def test_texts_that_nobody_looks_at_go_on_without_python(engine: Engine) -> None
     assert max(turns) == 1
     assert [c.tokens for c in watched] == [c.tokens for c in found]
     assert engine.metrics().n_generated_tokens == 2 * 4 * 100
-    quiet(engine)
+    assert_idle(engine)
 
 
-def test_streams_in_a_loop_are_computed_in_rounds(engine: Engine) -> None:
+def test_streams_in_an_event_loop_run_several_steps(engine: Engine) -> None:
     turns = count_turns(engine)
     client = AsyncEngine(engine)
 
@@ -167,7 +130,7 @@ def test_streams_in_a_loop_are_computed_in_rounds(engine: Engine) -> None:
     assert (
         found[1].tokens == engine.complete(PROMPTS[1], max_tokens=200, temperature=0, logit_bias=endless(engine)).tokens
     )
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
@@ -220,12 +183,12 @@ def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
             assert [c.text for c in streamed.choices] == [c.text for c in wanted.choices], each
             assert [c.finish_reason for c in streamed.choices] == [c.finish_reason for c in wanted.choices], each
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    quiet(engine)
+    assert_idle(engine)
 
 
 @pytest.mark.parametrize("hidden", [0, 100])
 def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden: int) -> None:
-    bias = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
+    bias = endless(llm)
     arguments: dict[str, Any] = {"max_tokens": 50, "temperature": 0, "logit_bias": bias}
     alone = [llm(prompt, **arguments).tokens for prompt in PROMPTS[:4]]
     settings = {"n_ctx": 256, "n_parallel": 4, "kv_unified": True, "cache_prompt": False}
@@ -233,30 +196,30 @@ def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden
         context, last = engine.context, engine.context.n_seq_max - 1
         if not hidden:
             # Cells are counted in units of 256, so a part of them is taken away.
-            engine._core.cache.cells.n_cells = 120
+            limit_cells(engine, 120)
         else:
             # Cells that nobody has counted: llama.cpp finds no room in the middle of a round.
             batch = Batch.from_arrays(np.full(hidden, 5, np.int32), seq_ids=[last] * hidden)
-            engine._calls.run(lambda: context.decode(batch))
+            between_steps(engine, lambda: context.decode(batch))
 
         async def make_room() -> None:
             while not engine.metrics().n_preempted:
                 await asyncio.sleep(0.001)
-            engine._calls.run(lambda: context.memory.rm(last, -1, -1))
+            between_steps(engine, lambda: context.memory.rm(last, -1, -1))
 
         async def work() -> list[Any]:
             post, heard = LoopNotifier.of(asyncio.get_running_loop()), [asyncio.Queue[Any]() for _ in range(4)]
             channels = [RequestStream(post, queue.put_nowait) for queue in heard]
             # All come in the same moment.
             submit = functools.partial(engine.submit, **arguments)
-            engine._calls.run(lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
+            between_steps(engine, lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
             streams = [read(chunks_of(queue)) for queue in heard]
             return (await asyncio.gather(*streams, make_room()))[:-1]
 
         found = run(work())
         assert engine.metrics().n_preempted > 0
         assert [c.tokens for c in found] == alone
-        quiet(engine)
+        assert_idle(engine)
 
 
 def test_what_comes_between_steps(engine: Engine, tmp_path: Any) -> None:
@@ -273,7 +236,7 @@ def test_what_comes_between_steps(engine: Engine, tmp_path: Any) -> None:
     again = engine.complete(PROMPTS[0], max_tokens=100, temperature=0, logit_bias=endless(engine))
     # In a shared cache sums are rounded by where the others are, which shows late.
     assert tokens[:100] == again.tokens and len(tokens) == 400
-    quiet(engine)
+    assert_idle(engine)
 
 
 # ---- errors
@@ -284,12 +247,12 @@ def test_a_sampler_that_is_closed_ends_its_request_alone(engine: Engine) -> None
     good, closed = (build_chain(params, engine.vocab, seed) for seed in (3, 4))
     jobs = [engine.submit([5, 6, 7], max_tokens=500, sampler=one, stream=False) for one in (good, closed)]
     wait_for(lambda: jobs[1].first_token is not None)
-    engine._calls.run(closed.close)  # else it waits for the end of a round, and may come late
+    between_steps(engine, closed.close)  # else it waits for the end of a round, and may come late
     with pytest.raises(errors.ClosedError, match="Chain"):
         jobs[1].result(300)
     assert len(jobs[0].result(300).tokens) == 500
     assert not engine.closed
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_samplers_of_one_chain_do_not_end_the_engine(engine: Engine) -> None:
@@ -300,7 +263,7 @@ def test_samplers_of_one_chain_do_not_end_the_engine(engine: Engine) -> None:
     for job in jobs[:2]:
         assert len(job.result(300).tokens) > 0
     assert not engine.closed
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_a_sampler_that_fails_in_a_round_ends_its_request_alone(engine: Engine) -> None:
@@ -331,7 +294,7 @@ def test_a_sampler_that_fails_in_a_round_ends_its_request_alone(engine: Engine) 
     assert len(whole.tokens) == 300
     # What it had before it failed was told, but for what may have been a part of a character.
     assert 55 <= sum(len(chunk.tokens) for chunk in chunks) <= 59
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
@@ -363,7 +326,7 @@ def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
 # ---- ends
 
 
-def test_who_has_read_the_end_may_go_on_at_once(tiny_model: Model, often: None) -> None:
+def test_a_request_is_released_before_its_end_is_read(tiny_model: Model, often: None) -> None:
     with Engine(tiny_model, n_ctx=4096, n_parallel=16, n_threads=1) as engine:
         client = AsyncEngine(engine)
 
@@ -374,7 +337,8 @@ def test_who_has_read_the_end_may_go_on_at_once(tiny_model: Model, often: None) 
                 job = await client.submit([5, 6, number], max_tokens=40, sampler=sampler, listener=events.put_nowait)
                 while (await events.get()).completion is None:
                     pass
-                assert job.sequences[0].id not in engine._core.sequences
+                number = job.sequences[0].id
+                assert not any(slot.running and slot.task == number for slot in engine.slots())
 
         async def work() -> None:
             await asyncio.gather(*map(again, range(16)))
@@ -419,7 +383,7 @@ def test_a_loop_that_is_closed_before_it_has_read_all(engine: Engine) -> None:
         assert job.done
     assert len(heard) == n
     assert engine.complete([5], max_tokens=3).tokens
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_a_text_that_was_computed_when_its_loop_was_closed_is_done(engine: Engine) -> None:
@@ -476,7 +440,7 @@ def test_several_loops_and_several_engines(tiny_model: Model) -> None:
         thread.join(300)
     assert failed == []
     for engine in engines:
-        quiet(engine)
+        assert_idle(engine)
     if fds is not None:
         wait_for(lambda: len(os.listdir("/proc/self/fd")) <= fds)
     for engine in engines:
@@ -526,10 +490,11 @@ def test_a_listener_that_fails_keeps_nothing_from_others(engine: Engine, error: 
             await asyncio.sleep(0.001)
         assert len(problems) == (2 if error is asyncio.CancelledError else 0)
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), LIMIT))
     assert caplog.text.count("the listener of") == (0 if error is asyncio.CancelledError else 2)
 
 
+@pytest.mark.process
 def test_the_process_may_end_in_the_middle(tiny_models: Any, tmp_path: Any) -> None:
     script = """
 import asyncio, atexit
@@ -554,4 +519,4 @@ async def main():
 
 asyncio.run(main())
 """
-    isolated.survive(script, tiny_models["llama"], tmp_path)
+    isolation.survive(script, tiny_models["llama"], tmp_path)

@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.engine_internals import limit_cells
+from support.numerics import EXACT
 
 from pyllm import Llama, Model
 from pyllm.engine import Engine
 from pyllm.types import Completion
 
 # Numbers are compared to three digits behind the point: 16 bits in the KV cache would be too few.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 LONG = [5 + i * 7 % 90 for i in range(600)]
 PROMPTS = [LONG, [5, 6, 7], [9], LONG[:300], LONG[:40]]
 
@@ -92,7 +93,7 @@ def test_a_request_that_is_stopped_for_others_loses_nothing(tiny_model: Model, l
     prompts = [LONG[i : i + 30] for i in range(4)]
     expected = [llm(prompt, **settings) for prompt in prompts]
     with Engine(tiny_model, n_ctx=256, n_parallel=4, n_batch=16, kv_unified=True, **EXACT) as engine:
-        engine._core.cache.cells.n_cells = 100
+        limit_cells(engine, 100)
         jobs = [engine.submit(prompt, **settings) for prompt in prompts]
         for job, wanted in zip(jobs, expected, strict=True):
             same(job.result(300), wanted)

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_loras import write_lora
+from support.engine_internals import (
+    between_steps,
+    deterministic_context,
+    fail_deterministic_decodes,
+    fail_next_decode,
+    refuse_new_contexts,
+    wait_for_thread,
+)
+from support.loras import write_lora
 
 from pyllm import Model, errors
 from pyllm.engine import Engine
@@ -27,19 +35,6 @@ def engine(tiny_model: Model, adapter: Path) -> Iterator[Engine]:
         yield engine
 
 
-def fail_next_decode(engine: Engine, *, lora: Path | None = None) -> None:
-    """Let the next decode with this adapter fail as llama_decode does with a device that is gone."""
-    runner = engine._core.runner
-    decode = runner.decode
-
-    def failing(rows: Any, *others: Any, **forks: Any) -> Any:
-        if [adapter.path for adapter, _ in rows[0][0].adapters] != ([] if lora is None else [str(lora)]):
-            return decode(rows, *others, **forks)
-        raise errors.DecodeError("llama_decode failed", code=-3, function="llama_decode")
-
-    runner.decode = failing  # type: ignore[method-assign]
-
-
 def test_requests_of_the_step_fail_and_waiting_ones_go_on(engine: Engine) -> None:
     expected = engine.complete([9, 8], max_tokens=20, temperature=0).tokens
     before = engine.context
@@ -51,7 +46,7 @@ def test_requests_of_the_step_fail_and_waiting_ones_go_on(engine: Engine) -> Non
         return found
 
     # The engine has two slots: the third request waits during the step that fails.
-    *running, waiting = engine._calls.run(submit)
+    *running, waiting = between_steps(engine, submit)
     for request in running:
         with pytest.raises(errors.DecodeError, match="llama_decode failed"):
             request.result(300)
@@ -60,6 +55,7 @@ def test_requests_of_the_step_fail_and_waiting_ones_go_on(engine: Engine) -> Non
     metrics = engine.metrics()
     assert (metrics.n_recovered, metrics.n_failed, metrics.n_running, metrics.n_waiting) == (1, 2, 0, 0)
     assert engine.complete([5, 6, 7], max_tokens=4).tokens
+    engine.check_invariants()
 
 
 def test_running_requests_of_other_steps_are_computed_again(engine: Engine, adapter: Path) -> None:
@@ -69,7 +65,7 @@ def test_running_requests_of_other_steps_are_computed_again(engine: Engine, adap
     events = iter(other)
     next(events)
     # Steps compute one set of adapters: the other request runs, and has no part in the step that fails.
-    engine._calls.run(lambda: fail_next_decode(engine, lora=adapter))
+    between_steps(engine, lambda: fail_next_decode(engine, lora=str(adapter)))
     with pytest.raises(errors.DecodeError):
         engine.complete([40, 41], lora=adapter, max_tokens=5)
     assert other.result(300).tokens == expected
@@ -78,11 +74,14 @@ def test_running_requests_of_other_steps_are_computed_again(engine: Engine, adap
 
 
 def test_an_abort_from_outside_costs_its_step(engine: Engine) -> None:
-    requests = engine._calls.run(
-        lambda: (engine.submit([1] * 300, max_tokens=5, stream=False), engine.context.abort())[0]
-    )
+    def submit() -> Any:
+        request = engine.submit([1] * 300, max_tokens=5, stream=False)
+        engine.context.abort()
+        return request
+
+    request = between_steps(engine, submit)
     with pytest.raises(errors.DecodeAborted):
-        requests.result(300)
+        request.result(300)
     assert engine.complete([5, 6], max_tokens=3).tokens
     assert engine.metrics().n_recovered == 1
 
@@ -105,14 +104,11 @@ def test_drafts_and_the_host_tier_work_in_the_new_context(tiny_model: Model) -> 
 
 
 def test_without_a_new_context_the_engine_ends(engine: Engine) -> None:
-    def refuse() -> Any:
-        raise errors.ContextError("no memory")
-
-    engine._core._make_context = refuse
+    refuse_new_contexts(engine, errors.ContextError("no memory"))
     fail_next_decode(engine)
     with pytest.raises(errors.DecodeError, match="llama_decode failed"):
         engine.complete([5, 6], max_tokens=3)
-    engine._thread.join(300)
+    wait_for_thread(engine)
     with pytest.raises(errors.ClosedError):
         engine.submit([5, 6])
 
@@ -121,18 +117,16 @@ def test_a_deterministic_request_that_fails_gets_a_new_context(engine: Engine) -
     def fail(ids: np.ndarray, logits: np.ndarray) -> None:
         raise ZeroDivisionError("mine")
 
-    expected = engine.complete([5, 6], max_tokens=8, temperature=0, deterministic=True).tokens
-    runner = engine._deterministic._runner
-    assert runner is not None
-    first = runner.context
-    runner.decode = lambda rows, **others: 1 // 0  # type: ignore[assignment, method-assign, return-value]
-    with pytest.raises(ZeroDivisionError):
-        engine.complete([5, 6], max_tokens=8, deterministic=True)
+    arguments: dict[str, Any] = {"max_tokens": 8, "temperature": 0, "deterministic": True}
+    expected = engine.complete([5, 6], **arguments).tokens
+    first = fail_deterministic_decodes(engine, ZeroDivisionError("its"))
+    with pytest.raises(ZeroDivisionError, match="its"):
+        engine.complete([5, 6], **arguments)
     assert first.closed
+    assert engine.complete([5, 6], **arguments).tokens == expected
+    second = deterministic_context(engine)
     # The error of a processor is no reason for a new one.
-    assert engine.complete([5, 6], max_tokens=8, temperature=0, deterministic=True).tokens == expected
-    second = engine._deterministic._runner
     with pytest.raises(ZeroDivisionError, match="mine"):
-        engine.complete([5, 6], max_tokens=8, deterministic=True, logits_processor=fail)
-    assert engine.complete([5, 6], max_tokens=8, temperature=0, deterministic=True).tokens == expected
-    assert engine._deterministic._runner is second
+        engine.complete([5, 6], **arguments, logits_processor=fail)
+    assert engine.complete([5, 6], **arguments).tokens == expected
+    assert deterministic_context(engine) is second and not second.closed

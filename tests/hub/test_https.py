@@ -200,12 +200,21 @@ def test_what_is_no_model_is_refused_at_its_first_bytes(web):
     assert web.sent["/models/x.gguf"] < 9_000_000
 
 
-@pytest.mark.parametrize("name", ["..%2f..%2fevil.gguf", "%2e%2e", "a%5cb.gguf", "x.bin", ""])
-def test_names_from_the_address_stay_in_the_cache(web, cache, name):
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("..%2f..%2fevil.gguf", "evil.gguf"),
+        ("%2e%2e", "model.gguf"),
+        ("a%5cb.gguf", "model.gguf"),
+        ("x.bin", "model.gguf"),
+        ("", "model.gguf"),
+    ],
+)
+def test_names_from_the_address_stay_in_the_cache(web, cache, name, kept):
     web.answer = lambda request, path: web.send(request, path, DATA, {})  # type: ignore[method-assign]
     path = hub.pull(f"{web.url}/models/{name}#sha256={DIGEST}")
     assert path.resolve().is_relative_to((cache / "url").resolve())
-    assert path.name == "model.gguf" or path.name == "evil.gguf"
+    assert path.name == kept
 
 
 def test_parts_are_all_fetched(web):
@@ -314,7 +323,7 @@ def test_secrets_in_an_address_are_not_shown(web):
     assert "hush" not in str(caught.value)
 
 
-def test_nobody_listens():
+def test_a_port_without_a_server():
     with pytest.raises(DownloadError, match=r"Connection refused|actively refused"):
         hub.pull(f"http://127.0.0.1:9/x.gguf#sha256={DIGEST}")
 

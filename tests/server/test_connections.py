@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
 from pyllm.server import Settings, generation, make_app
@@ -116,7 +118,7 @@ def test_a_head_that_comes_byte_by_byte(hasty: Served, answered: bool) -> None:
                 time.sleep(0.02)
 
 
-def test_a_body_that_nobody_wants_does_not_keep_a_connection(hasty: Served) -> None:
+def test_a_refused_body_does_not_keep_a_connection(hasty: Served) -> None:
     head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     with connect(hasty, head) as connection:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404")
@@ -126,9 +128,11 @@ def test_a_body_that_nobody_wants_does_not_keep_a_connection(hasty: Served) -> N
                 time.sleep(0.02)
 
 
-def test_a_connection_in_use_stays(hasty: Served) -> None:
-    with connect(hasty) as connection:
-        for _ in range(12):
+def test_a_connection_in_use_stays(start: Callable[..., Served], engine: Prompted) -> None:
+    # In use for longer than the limits, with pauses that are far below them on a busy machine, too.
+    server = start(engine, head_timeout=3, timeout=3)
+    with connect(server) as connection:
+        for _ in range(40):
             connection.sendall(GET)
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
             time.sleep(0.1)
@@ -155,7 +159,7 @@ def test_a_body_that_was_refused_may_still_come(server: Served) -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_an_answer_that_nobody_takes_is_dropped(hasty: Served, keep: bool) -> None:
+def test_an_answer_that_is_not_read_is_dropped(hasty: Served, keep: bool) -> None:
     shrink(hasty)
     body = {"content": "a b " * 20_000, "with_pieces": True}
     headers = [] if keep else ["Connection: close"]
@@ -164,7 +168,7 @@ def test_an_answer_that_nobody_takes_is_dropped(hasty: Served, keep: bool) -> No
         wait_for(lambda: not hasty.runner.server_state.connections)
 
 
-def test_a_slow_reader_keeps_nobody_waiting(start: Callable[..., Served], engine: Prompted) -> None:
+def test_a_slow_reader_delays_no_other_client(start: Callable[..., Served], engine: Prompted) -> None:
     server = shrink(start(engine))
     engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
     with connect(server, request("/v1/completions", MUCH), buffer=4096) as slow:
@@ -173,11 +177,11 @@ def test_a_slow_reader_keeps_nobody_waiting(start: Callable[..., Served], engine
             status, other = post(server, "/v1/completions", {"prompt": "the", "max_tokens": 5})
             assert (status, other["usage"]["completion_tokens"]) == (200, 5)
         # It goes on for the slow one, too: all of its text is there when it comes to read.
-        wait_for(lambda: engine.metrics().n_running == 0, 60)
+        wait_for(lambda: engine.metrics().n_running == 0)
         text = bytearray()
         while b"data: [DONE]" not in text:
             text += slow.recv(1 << 16)
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_what_is_not_read_is_not_kept_without_end(
@@ -189,11 +193,11 @@ def test_what_is_not_read_is_not_kept_without_end(
     before = engine.metrics().n_cancelled
     body = {"prompt": "the cat", "max_tokens": 400, "logprobs": 100, "stream": True}
     with connect(server, request("/v1/completions", body), buffer=4096) as slow:
-        wait_for(lambda: engine.metrics().n_cancelled == before + 1, 60)
+        wait_for(lambda: engine.metrics().n_cancelled == before + 1)
         text = bytearray()
         while b"not_read" not in text:
             text += slow.recv(1 << 16)
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -214,13 +218,13 @@ def test_what_was_generated_is_read_before_the_end(start: Callable[..., Served],
         server = shrink(start(engine))
         engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
         with connect(server, request("/v1/completions", MUCH), buffer=4096) as slow:
-            wait_for(lambda: engine.metrics().n_generated_tokens == 4 * 100, 60)
+            wait_for(lambda: engine.metrics().n_generated_tokens == 4 * 100)
             server.runner.drain()
             time.sleep(0.6)
             text = bytearray()
             while b"data: [DONE]" not in text:
                 text += slow.recv(1 << 16)
-        server.thread.join(20)
+        server.thread.join(LIMIT)
         assert not server.thread.is_alive()
 
 
@@ -250,7 +254,7 @@ def test_too_many_connections(start: Callable[..., Served], engine: Prompted) ->
     assert server.get("/v1/models").status_code == 200
 
 
-def test_a_crowd_behind_a_prefix(start: Callable[..., Served], engine: Prompted) -> None:
+def test_many_clients_behind_a_prefix(start: Callable[..., Served], engine: Prompted) -> None:
     server = start(engine, max_connections=1, api_prefix="/llm")
     with connect(server):
         wait_for(lambda: len(server.runner.server_state.connections) == 1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from served import Served
 from starlette.routing import Route
+from support.servers import Served
 
 from pyllm import Llama, Model
 from pyllm.server.models.route import MANAGING
@@ -189,7 +189,7 @@ def test_paths_that_begin_with_something(start: Callable[..., Served], engine: A
     assert server.get("/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
 
 
-def test_a_route_that_nobody_has_described() -> None:
+def test_a_route_without_a_description() -> None:
     async def new(request: Any) -> Any:
         """Do something new."""
 

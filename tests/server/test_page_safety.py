@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from browsers import Tab
-from served import Prompted, Served, quiet, wait_for
 from starlette.applications import Starlette
+from support.browsers import Tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm.server import Settings, make_app
 from pyllm.server.models.loader import ModelSpec
@@ -85,7 +87,7 @@ def test_markup_of_answers_is_only_what_is_allowed(web: Tab) -> None:
     "formula",
     [r"\href{javascript:hacked=1}{x}", r"\includegraphics{http://127.0.0.1:9/x.png}", r"\htmlStyle{color:red}{x}"],
 )
-def test_nor_can_formulas(web: Tab, engine: Prompted, formula: str) -> None:
+def test_formulas_cannot_become_a_script(web: Tab, engine: Prompted, formula: str) -> None:
     web.open()
     engine.says(f"$y$ ${formula}$")
     web.ask("Hello")
@@ -93,7 +95,7 @@ def test_nor_can_formulas(web: Tab, engine: Prompted, formula: str) -> None:
     unhurt(web, "#log")
 
 
-def test_nor_can_what_is_imported(web: Tab, tmp_path) -> None:
+def test_imported_conversations_cannot_become_a_script(web: Tab, tmp_path) -> None:
     web.open()
     messages = [
         {"role": "user", "content": ATTACK},
@@ -114,7 +116,7 @@ def test_nor_can_what_is_imported(web: Tab, tmp_path) -> None:
     unhurt(web, "body")
 
 
-def test_nor_can_tokens(web: Tab, engine: Prompted) -> None:
+def test_tokens_cannot_become_a_script(web: Tab, engine: Prompted) -> None:
     web.open("tokens")
     engine.says(ATTACK)
     web.generate(ATTACK, 40)
@@ -152,7 +154,7 @@ def test_a_full_server_says_when_to_come_again(start, other, tiny_model) -> None
             web.complaints.clear()
             for job in jobs:
                 job.cancel()
-            quiet(engine)
+            wait_until_idle(engine)
             engine.says("yes")
             web.page.get_by_role("button", name="Answer again").click()
             web.page.get_by_text("yes", exact=True).wait_for()

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
 from pyllm.server import Settings
@@ -22,7 +24,7 @@ def server(start: Callable[..., Served], engine: Prompted, tmp_path: Path) -> It
     server = start(engine, alias="tiny", slot_save_path=str(tmp_path))
     yield server
     engine.processor = None
-    quiet(engine)
+    wait_until_idle(engine)
     server.stop()
 
 
@@ -62,8 +64,8 @@ def test_what_runs_is_seen_and_no_text(server: Served, engine: Prompted) -> None
     assert token["n_decoded"] + token["n_remain"] == 60
     assert "prompt" not in busy and "generated" not in busy and "fox" not in server.get("/slots").text
     job.cancel()
-    job.result(20)
-    quiet(engine)
+    job.result(LIMIT)
+    wait_until_idle(engine)
     after = server.get("/slots").json()[2]
     assert after["is_processing"] is False and after["id_task"] == busy["id_task"]
     assert after["next_token"][0]["has_next_token"] is False
@@ -118,8 +120,7 @@ def test_saved_erased_and_restored(server: Served, engine: Prompted, tmp_path: P
     saved = act(server, 1, "save", filename="fox.bin").json()
     assert (saved["id_slot"], saved["filename"], saved["n_saved"]) == (1, "fox.bin", n_held)
     assert saved["n_written"] == (tmp_path / "fox.bin").stat().st_size and saved["timings"]["save_ms"] > 0
-    engine._calls.run(engine._core.cache.clear)
-    engine._calls.run(engine._core.host.clear)
+    engine.reset_prefix_cache()
     assert act(server, 1, "erase").json() == {"id_slot": 1, "n_erased": n_held}
     assert act(server, 1, "erase").json() == {"id_slot": 1, "n_erased": 0}
     assert complete(server, "something else")["timings"]["prompt_n"] > 0
@@ -132,8 +133,7 @@ def test_saved_erased_and_restored(server: Served, engine: Prompted, tmp_path: P
 
 
 def test_erased_is_gone(server: Served, engine: Prompted) -> None:
-    engine._calls.run(engine._core.cache.clear)
-    engine._calls.run(engine._core.host.clear)
+    engine.reset_prefix_cache()
     complete(server, id_slot=3)
     assert act(server, 3, "erase").json()["n_erased"] > 0
     assert complete(server)["timings"]["cache_n"] == 0
@@ -146,8 +146,8 @@ def test_a_busy_slot_is_waited_for(server: Served, engine: Prompted) -> None:
     answers: list[Any] = []
     saving = threading.Thread(target=lambda: answers.append(act(server, 0, "save", filename="busy.bin")))
     saving.start()
-    completion = job.result(30)
-    saving.join(30)
+    completion = job.result(LIMIT)
+    saving.join(LIMIT)
     assert answers[0].json()["n_saved"] == completion.usage.prompt_tokens + 14
 
 
