@@ -143,6 +143,7 @@ def test_tables_of_models(served, write, tiny_models) -> None:
         model = "{tiny_models["bert"]}"
         ctx-size = 128
         predict = 10
+        tags = "small, words"
         temp = 0
         load = "start"
     """
@@ -153,6 +154,7 @@ def test_tables_of_models(served, write, tiny_models) -> None:
     assert (small.settings.max_tokens, vectors.settings.max_tokens, settings.max_tokens) == (100, 10, 100)
     assert vectors.settings.sampling == {"temperature": 0, "top_k": 5}
     assert small.settings.sampling == {"top_k": 5}
+    assert (small.settings.tags, vectors.settings.tags) == ((), ("small", "words"))
     assert parse_bytes(values.memory_budget, "") == 2**30
 
 
