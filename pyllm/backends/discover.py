@@ -95,9 +95,7 @@ def _module(entry: EntryPoint) -> Module:
     version = entry.dist.version if entry.dist is not None else None
     module = Module(entry.name, "", distribution)
     if version != __version__:
-        return module.rejected(
-            f"it is for pyllm {version} and this is pyllm {__version__}", _installing(distribution)
-        )
+        return module.rejected(f"it is for pyllm {version} and this is pyllm {__version__}", _installing(distribution))
     again = _installing(distribution, "--force-reinstall", "--no-deps")
     try:
         path = os.fspath(entry.load()())

@@ -205,13 +205,3 @@ def test_variables_of_the_environment_are_llama_servers() -> None:
                 if variable[1] not in variables:
                     lacking.append((flag, variable[1]))
     assert lacking == []
-
-
-def test_flags_with_underscores(warned) -> None:
-    assert warned("--ctx_size", "512", "--n_gpu_layers=0", "--chat_template_kwargs", '{"a_b": 1}') == []
-    assert warned("--cache_reuse", "256") == ["--cache-reuse has no effect: " + _reason("--cache-reuse")]
-    assert "there is no flag -c_x" in " ".join(programs.invoke("serve", "-c_x").stderr.replace("│", " ").split())
-
-
-def _reason(name: str) -> str:
-    return next(flag.reason for flag in FLAGS if name in flag.names)
