@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyllm.errors import BackendError
+from pyllm.extras import install_command
 from pyllm.version import __version__
 
 if TYPE_CHECKING:
@@ -94,16 +95,20 @@ def _module(entry: EntryPoint) -> Module:
     version = entry.dist.version if entry.dist is not None else None
     module = Module(entry.name, "", distribution)
     if version != __version__:
-        return module.rejected(
-            f"it is for pyllm {version} and this is pyllm {__version__}", f"pip install {distribution}=={__version__}"
-        )
-    again = f"pip install --force-reinstall --no-deps {distribution}=={__version__}"
+        return module.rejected(f"it is for pyllm {version} and this is pyllm {__version__}", _installing(distribution))
+    again = _installing(distribution, "--force-reinstall", "--no-deps")
     try:
         path = os.fspath(entry.load()())
     except Exception as cause:
         return module.rejected(f"its entry point failed: {type(cause).__name__}: {cause}", again)
     module = replace(module, path=path)
     return module if os.path.isfile(path) else module.rejected("the file does not exist", again)
+
+
+def _installing(distribution: str, *flags: str) -> str:
+    """The command that installs this version of a package of backends, which may come from the sources alone."""
+    command = install_command(*flags, f"{distribution}=={__version__}")
+    return f"{command} (with --find-links FOLDER for a wheel that was built from the sources of this pyllm)"
 
 
 def _named_modules() -> list[Module]:
@@ -143,7 +148,7 @@ def _fitting(module: Module) -> Module:
         f"its build id is {recorded} and that of this pyllm is {ours}"
         if recorded
         else "no build.json beside it names the build that it belongs to",
-        f"pip install {module.distribution}=={__version__} from where pyllm came from"
+        _installing(module.distribution, "--force-reinstall", "--no-deps")
         if module.distribution
         else "build it with PYLLM_BACKEND from the sources of this pyllm",
     )

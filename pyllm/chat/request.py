@@ -141,6 +141,11 @@ class ChatRequest:
                 f"continue_final_message must be True, False, 'content' or 'reasoning', not {continued!r}"
             )
         last = messages[-1]
+        if continued and self._own["add_generation_prompt"]:
+            raise InvalidArgumentError(
+                "add_generation_prompt begins a new answer and continue_final_message goes on with the last one: "
+                "set one of them"
+            )
         if prefix is not None:
             if not isinstance(prefix, str):
                 raise InvalidArgumentError(f"response_prefix must be text, not {prefix!r}")

@@ -26,8 +26,10 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the arguments of a command line."""
-        for word in self._flags_in(args):
-            self._check(word)
+        args = list(args)
+        for i in self._flags_in(args):
+            args[i] = self._with_dashes(args[i])
+            self._check(args[i])
         return super().parse_args(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -52,21 +54,27 @@ class Command(TyperCommand):
     def _options(self) -> list[Any]:
         return [parameter for parameter in self.params if parameter.param_type_name == "option"]
 
-    def _flags_in(self, args: list[str]) -> Iterator[str]:
-        """The words of a command line that stand where a flag stands; their values are left out."""
+    def _flags_in(self, args: list[str]) -> Iterator[int]:
+        """The indices of the words of a command line that stand where a flag stands; their values are left out."""
         takes_value = {
             name: not parameter.is_flag and not parameter.count
             for parameter in self._options()
             for name in (*parameter.opts, *parameter.secondary_opts)
         }
-        words = iter(args)
-        for word in words:
-            if word == "--":
+        indices = iter(range(len(args)))
+        for i in indices:
+            if args[i] == "--":
                 return
-            if len(word) > 1 and word.startswith("-"):
-                yield word
-            if takes_value.get(word):
-                next(words, None)
+            if len(args[i]) > 1 and args[i].startswith("-"):
+                yield i
+            if takes_value.get(self._with_dashes(args[i])):
+                next(indices, None)
+
+    @staticmethod
+    def _with_dashes(word: str) -> str:
+        """A flag as it is declared: llama.cpp's programs take ``--ctx_size`` for ``--ctx-size``."""
+        name, sign, value = word.partition("=")
+        return name.replace("_", "-") + sign + value if name.startswith("--") else word
 
     def _check(self, word: str) -> None:
         if word.startswith("--") or len(word) == 2:

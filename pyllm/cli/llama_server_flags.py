@@ -183,7 +183,6 @@ FLAGS: tuple[Flag, ...] = (
         "--video-ffmpeg-dir = LLAMA_ARG_VIDEO_FFMPEG_DIR",
         "--media-path =",
     ),
-    *_flags("ignored", "models have no tags here; requests name them", "--tags = LLAMA_ARG_TAGS"),
     *_flags(
         "ignored",
         _OTHER_PAGE,

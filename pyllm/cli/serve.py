@@ -141,6 +141,10 @@ def serve(
             "or reference, or the name of its file.",
         ),
     ] = None,
+    tags: Annotated[
+        str | None,
+        _server("--tags", envvar="LLAMA_ARG_TAGS", help="Tags of the model in /v1/models; several: with commas."),
+    ] = None,
     host: Annotated[
         str,
         _server(
@@ -374,6 +378,7 @@ def _settings(v: Any) -> Settings:
     return Settings(
         alias=aliases[0] if aliases else None,
         aliases=tuple(aliases[1:]),
+        tags=tuple(_names(v.tags)),
         api_keys=_keys(v.api_key or [], v.api_key_file),
         metrics=v.metrics,
         timeout=v.timeout,

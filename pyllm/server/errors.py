@@ -56,8 +56,12 @@ _ANTHROPIC_KINDS = {
     503: "overloaded_error",
 }
 # What Python calls differently than JSON does, outside of quotation marks and of advice such as name=False.
-_PYTHON = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|(?<![=\w])(?:None|True|False|a dict|dicts?|tuples?)\b")
+_PYTHON = re.compile(
+    r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[\[\]{}]|a Python function or (?={)|"""
+    r"(?<![=\w])(?:None|True|False|a dict|dicts?|tuples?)\b"
+)
 _JSON_WORDS = {
+    "a Python function or ": "",
     "None": "null",
     "True": "true",
     "False": "false",
@@ -226,7 +230,17 @@ HANDLERS: dict[Any, Callable[..., Any]] = {
 
 def _in_words_of_json(text: str) -> str:
     """A message of the library, for clients that may know no Python."""
-    return _PYTHON.sub(lambda match: _JSON_WORDS.get(match[0], match[0]), text)
+    depth = 0
+
+    def in_json(match: re.Match[str]) -> str:
+        nonlocal depth
+        found = match[0]
+        depth += (found in ("{", "[")) - (found in ("}", "]") and depth > 0)
+        if depth and found[0] == "'":  # of an object or an array; other quotation marks belong to the sentence
+            return '"' + found[1:-1].replace('"', '\\"') + '"'
+        return _JSON_WORDS.get(found, found)
+
+    return _PYTHON.sub(in_json, text)
 
 
 def _kind(status: int) -> str:

@@ -46,6 +46,17 @@ NUMBERS = {
 }
 INTEGERS = ("top_k", "min_keep", "repeat_last_n", "dry_allowed_length", "dry_penalty_last_n", "mirostat")
 LAST_N = ("repeat_last_n", "dry_penalty_last_n")
+# Fields of OpenAI and vLLM that would change the answer and cannot be obeyed, and the values at which they ask for
+# nothing.
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "use_beam_search": (False,),
+    "min_tokens": (0,),
+    "stop_token_ids": ([],),
+    "bad_words": ([],),
+    "allowed_token_ids": ([],),
+    "include_stop_str_in_output": (False,),
+    "modalities": (["text"], []),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +89,19 @@ def sampling_arguments(fields: Fields, settings: Settings, sizes: Sizes) -> dict
     Raises:
         APIError: A value is out of range; the error names the parameter.
     """
+    for name, nothing in _REFUSED.items():
+        if name in fields and fields.get(name) not in nothing:
+            raise invalid(name, f"{name} cannot be used here, and the answer would be another without it: leave it out")
     result: dict[str, Any] = {ours: fields.number(theirs) for theirs, ours in NUMBERS.items() if theirs in fields}
     for name in INTEGERS:
         if name in fields:
             value = fields.integer(name)
             # For llama-server -1 is the whole context.
             result[name] = sizes.n_ctx if value == -1 and name in LAST_N else value
+    if "repetition_penalty" in fields and "repeat_penalty" not in result:
+        # That of vLLM and transformers, who apply it to every token so far.
+        result["repeat_penalty"] = fields.number("repetition_penalty")
+        result.setdefault("repeat_last_n", sizes.n_ctx)
     if "dry_sequence_breakers" in fields:
         result["dry_sequence_breakers"] = fields.texts("dry_sequence_breakers")
     if "samplers" in fields:

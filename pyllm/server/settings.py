@@ -21,6 +21,7 @@ class Settings:
     Attributes:
         alias: The name of the model in answers. None: the name of its file.
         aliases: Further names of the model, which requests may use.
+        tags: What ``/v1/models`` says about the model, for clients to choose by.
         api_keys: Whoever sends one of these may ask. None of them: everybody may.
         metrics: Whether there is ``/metrics``.
         timeout: Seconds that a client may take to send its request, and to take a piece of an answer.
@@ -62,6 +63,7 @@ class Settings:
 
     alias: str | None = None
     aliases: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
     api_keys: tuple[str, ...] = ()
     metrics: bool = False
     timeout: float = 3600

@@ -138,6 +138,7 @@ def test_a_plugin_of_another_build_is_not_opened(tmp_path, module, report, chang
     found = report(tmp_path / "site", FAKE_MARKER=str(marker))
     info = found["backends"]["fake"]
     assert info["loaded"] is False and reason in info["reason"] and remedy in info["remedy"]
+    assert sys.executable in info["remedy"]  # the environment of the process, and no other one of the PATH
     assert found["devices"] == ["CPU"] and not marker.exists()
     assert found["categories"] == ["BackendWarning"]
     assert reason in found["warnings"][0] and remedy in found["warnings"][0]

@@ -143,6 +143,7 @@ def test_tables_of_models(served, write, tiny_models) -> None:
         model = "{tiny_models["bert"]}"
         ctx-size = 128
         predict = 10
+        tags = "small, words"
         temp = 0
         load = "start"
     """
@@ -153,6 +154,7 @@ def test_tables_of_models(served, write, tiny_models) -> None:
     assert (small.settings.max_tokens, vectors.settings.max_tokens, settings.max_tokens) == (100, 10, 100)
     assert vectors.settings.sampling == {"temperature": 0, "top_k": 5}
     assert small.settings.sampling == {"top_k": 5}
+    assert (small.settings.tags, vectors.settings.tags) == ((), ("small", "words"))
     assert parse_bytes(values.memory_budget, "") == 2**30
 
 
@@ -327,3 +329,12 @@ def test_https_needs_both_files(tiny_models, tmp_path) -> None:
     wrong = refused(tiny_models["llama"], "--ssl-key-file", tmp_path / "key", "--ssl-cert-file", tmp_path / "cert")
     assert "there is no file" in wrong
     assert "slash" in refused(tiny_models["llama"], "--api-prefix", "llm")
+
+
+def test_flags_with_underscores(served, tiny_models) -> None:
+    """As in llama.cpp's programs; values keep theirs."""
+    serve(tiny_models["llama"], "--ctx_size", 512, "--n_gpu_layers=0", "--chat_template_kwargs", '{"a_b": 1}')
+    (spec,) = served
+    assert (spec.arguments["n_ctx"], spec.arguments["n_gpu_layers"]) == (512, 0)
+    assert spec.settings.chat["chat_template_kwargs"] == {"a_b": 1}
+    assert programs.invoke("serve", tiny_models["llama"], "-c_x", "512").returncode == 2

@@ -228,3 +228,43 @@ def test_a_last_answer_goes_on(server, engine, path: str) -> None:
     response = server.post(path, {**APIS[path][0], name: two})
     assert response.status_code == 400
     assert "two messages of the assistant end the chat" in response.json()["error"]["message"]
+
+
+# Fields of other servers that would change the answer, and a value at which each asks for nothing.
+CHANGES: dict[str, tuple[Any, Any]] = {
+    "use_beam_search": (True, False),
+    "min_tokens": (4, 0),
+    "stop_token_ids": ([2], []),
+    "bad_words": (["no"], []),
+    "allowed_token_ids": ([1, 2], []),
+    "include_stop_str_in_output": (True, False),
+    "modalities": (["text", "audio"], ["text"]),
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/chat/completions"])
+@pytest.mark.parametrize("name", CHANGES)
+def test_fields_that_would_change_the_answer_are_refused_by_name(server, path: str, name: str) -> None:
+    asks, nothing = CHANGES[name]
+    response = server.post(path, {**APIS[path][0], name: asks})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == name
+    for value in (nothing, None):
+        assert asked(server, path, **{name: value}) == asked(server, path)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/chat/completions"])
+def test_repetition_penalty_is_that_of_the_whole_context(server, engine, path: str) -> None:
+    penalty = {"repetition_penalty": 1.7}
+    ours = {"repeat_penalty": 1.7, "repeat_last_n": -1}
+    assert asked(server, path, **penalty) == asked(server, path, **ours) != asked(server, path)
+    assert asked(server, path, **penalty, repeat_penalty=1.0) == asked(server, path)
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/apply-template"])
+def test_an_answer_is_either_new_or_goes_on(server, path: str) -> None:
+    chat = [*HELLO, {"role": "assistant", "content": "Once upon"}]
+    both = {"add_generation_prompt": True, "continue_final_message": True}
+    response = server.post(path, {"messages": chat, "max_tokens": 1, **both})
+    assert response.status_code == 400
+    assert "set one of them" in response.json()["error"]["message"]

@@ -70,6 +70,11 @@ def test_further_names_of_a_model(start, engine) -> None:
     assert server.get("/v1/models/d").status_code == 404
 
 
+def test_tags_of_a_model(start, engine) -> None:
+    (model,) = start(engine, tags=("chat", "small")).get("/v1/models").json()["data"]
+    assert model["tags"] == ["chat", "small"]
+
+
 # ---- the table
 
 

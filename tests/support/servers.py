@@ -21,7 +21,7 @@ from support.waiting import LIMIT, wait_for
 # Words that stand in messages of Python, and of no other program.
 PYTHON = re.compile(
     r"\b(None|True|False|NoneType|dict|tuple|bytearray|numpy|codec|pathlib|kwargs|sys\.\w+|traceback|char \d+)\b"
-    r"|<class|object at 0x|Error\b:"
+    r"|<class|object at 0x|Error\b:|[{\[]'|Python"
 )
 
 

@@ -13,6 +13,7 @@ from pyllm.server.fields import Fields
 from pyllm.server.limits import read_json
 from pyllm.server.models.entry import Entry
 from pyllm.server.models.pool import Models
+from pyllm.server.settings import Settings
 from pyllm.server.state import ServerState
 
 
@@ -57,7 +58,7 @@ def _models(request: Request) -> dict[str, dict[str, Any]]:
     """All models, by name."""
     state: ServerState | Models = request.app.state.pyllm
     if isinstance(state, ServerState):
-        found = _model(state.alias, state, state.created) | _capabilities(state)
+        found = _model(state.alias, state, state.created) | _capabilities(state) | _tags(state.settings)
         if state.settings.aliases:
             found["aliases"] = [state.alias, *state.settings.aliases]
         return {state.alias: found}
@@ -71,7 +72,12 @@ def _entry(entry: Entry, created: int) -> dict[str, Any]:
     if entry.error is not None:
         status["failed"] = True
     loaded = entry.state if entry.status == "loaded" else None
-    return _model(entry.name, loaded, created) | {"status": status, "memory": entry.n_bytes} | _capabilities(entry)
+    known = {"status": status, "memory": entry.n_bytes} | _tags(entry.spec.settings)
+    return _model(entry.name, loaded, created) | known | _capabilities(entry)
+
+
+def _tags(settings: Settings) -> dict[str, Any]:
+    return {"tags": list(settings.tags)} if settings.tags else {}
 
 
 def _capabilities(served: ServerState | Entry) -> dict[str, Any]:
