@@ -229,7 +229,8 @@ class SingleRun:
             text = self.generation.stream.take() if self.generation is not None else ""
             if text:
                 self.text.append(text)
-                yield TextDelta(self.index, text, tuple(since), None, new_logprobs(self.request, self.collector))
+                logprobs = None if self.collector is None else new_logprobs(self.request, self.collector)
+                yield TextDelta(self.index, text, tuple(since), None, logprobs)
                 since = []
         before = len(self.text)
         choice = self.finished().choice

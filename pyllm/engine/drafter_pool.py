@@ -244,7 +244,7 @@ class DrafterPool:
         """
         if drafts:
             try:
-                return runner.decode(rows, drafts, forks)
+                return runner.decode(rows, drafts, forks=forks)
             except NoKVSlotError:
                 drafts.clear()
         return runner.decode(rows, forks=forks)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 
 import numpy as np
 import pytest
+from support.engines import endless
 
 from pyllm import Batch, Llama, errors
 from pyllm.completion.request import infill_prompt
@@ -227,6 +229,26 @@ class TestSeveral:
             llm.stream(PROMPT, best_of=2)
         with pytest.raises(errors.InvalidArgumentError, match="one text"):
             llm.generate(PROMPT, n=2)
+
+
+def test_a_streamed_token_passes_few_python_frames(llm):
+    names: list[str] = []
+
+    def count(frame, event, arg):
+        if event == "call":
+            names.append(frame.f_code.co_qualname)
+
+    stream = llm.stream("the", max_tokens=60, temperature=0, logit_bias=endless(llm))
+    next(stream)
+    n = 0
+    sys.setprofile(count)
+    try:
+        while n < 40:
+            n += len(next(stream).tokens)
+    finally:
+        sys.setprofile(None)
+        stream.close()
+    assert len(names) <= 8 * n + 8, names[:20]
 
 
 class TestStoppingCriteria:
