@@ -190,7 +190,9 @@ class NoActivationError(PyllmError, KeyError):
 
     def __str__(self) -> str:
         # KeyError's own text shows quotes around the message.
-        return "\n".join([self.message, *(["llama.cpp said:", *(f"  {line}" for line in self.log)] if self.log else [])])
+        return "\n".join(
+            [self.message, *(["llama.cpp said:", *(f"  {line}" for line in self.log)] if self.log else [])]
+        )
 
 
 class StaleLogitsError(PyllmError, RuntimeError):
