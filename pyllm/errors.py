@@ -194,7 +194,10 @@ class NoActivationError(PyllmError, KeyError):
     """The model's graph has no such tensor, or it was not captured."""
 
     def __str__(self) -> str:
-        return self.message  # that of KeyError shows quotes around it
+        # KeyError's own text shows quotes around the message.
+        return "\n".join(
+            [self.message, *(["llama.cpp said:", *(f"  {line}" for line in self.log)] if self.log else [])]
+        )
 
 
 class StaleLogitsError(PyllmError, RuntimeError):

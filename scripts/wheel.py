@@ -146,7 +146,7 @@ def test() -> None:
     if not ran or "tokens" not in results["chosen"]:
         stop("no CPU variant runs here")
     # Lists backends and devices, with NumPy alone.
-    report = json.loads(run(sys.executable, "-m", "pyllm", "doctor", "--json"))
+    report = json.loads(run(sys.executable, "-P", "-m", "pyllm", "doctor", "--json"))
     if not any(found["loaded"] for found in report["backends"]):
         stop("pyllm doctor names no backend that is in use")
     print(f"pyllm {pyllm.__version__} works on Python {sys.version.split()[0]}, {len(compiled)} modules")

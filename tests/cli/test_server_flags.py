@@ -133,7 +133,8 @@ class _Nothing:
         "--mmproj mmproj.gguf --image-min-tokens 64 --mmproj-offload --media-path /tmp --ui-mcp-proxy --tools all",
     ],
 )
-def test_everyday_lines_start(warned, line: str) -> None:
+def test_everyday_lines_start(warned, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "")  # --offline sets it, for the tests that follow as well
     flags = {flag for flag in line.split() if flag.startswith("-")}
     ignored = {name for flag in FLAGS if flag.effect == "ignored" for name in flag.names} & flags
     said = warned(*line.split())

@@ -390,7 +390,7 @@ def test_close_and_everything_after_it(make_context, ids):
     context.close()
     assert context.closed and repr(context) == "<Context (closed)>"
     after = {"close", "closed", "model", "n_outputs", "n_vocab", "memory", "abort", "set_abort_callback", "capture"}
-    after |= {"state", "adapters", "control_vector", "clear_abort", "decode_id"}
+    after |= {"state", "adapters", "control_vector", "clear_abort", "decode_id", "from_address"}
     arguments = {
         "set_adapters": ({},),
         "set_control_vector": (None,),

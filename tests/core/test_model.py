@@ -316,7 +316,17 @@ def test_close_and_everything_after_it(tiny_models, make_model):
     model.close()
     model.close()
     assert model.closed and "closed" in repr(model)
-    after = {"close", "closed", "path", "vocab_only", "no_alloc", "from_splits", "from_file", "from_arrays"}
+    after = {
+        "close",
+        "closed",
+        "path",
+        "vocab_only",
+        "no_alloc",
+        "from_splits",
+        "from_file",
+        "from_arrays",
+        "from_address",
+    }
     names = [name for name in dir(model) if not name.startswith("_") and name not in after]
     assert len(names) > 20
     for name in names:

@@ -252,7 +252,7 @@ for _ in range(5):
         seen = 0
         while generation.n_generated < 390:
             tokens = generation.tokens
-            assert len(tokens) >= seen and (not len(tokens) or 0 <= tokens.min() <= tokens.max() < model.n_vocab)
+            assert len(tokens) >= seen and (not len(tokens) or 0 <= min(tokens) <= max(tokens) < model.n_vocab)
             seen = len(tokens)
             generation.stream.take(), generation.stream.text, generation.prompt, generation.n_generated
     run_threads(lambda: generation.run(200), lambda: [generation.step() for _ in range(200)], read, read)

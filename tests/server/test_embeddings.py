@@ -253,6 +253,16 @@ def test_lists_of_texts_and_ids_as_llama_server_takes_them(vectors, bert) -> Non
         np.testing.assert_allclose(one["embedding"], expected, rtol=1e-4, atol=1e-5)
     assert len(vectors.post("/v1/embeddings", {"input": inputs[1]}).json()["data"]) == 1
     assert vectors.post("/v1/embeddings", {"input": ["a", 5]}).status_code == 400
+    assert vectors.post("/v1/embeddings", {"input": {"content": "a"}}).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "name"), [("/v1/embeddings", "input"), ("/embeddings", "content")])
+def test_data_of_other_kinds_than_text_is_no_vector_of_the_text_alone(vectors, path: str, name: str) -> None:
+    one = {"prompt_string": "What is this: <__media__>", "multimodal_data": ["iVBORw0KGgo="]}
+    response = vectors.post(path, {name: ["a", one]})
+    assert response.status_code == 400
+    assert f"{name}[1].multimodal_data" in response.json()["error"]["message"]
+    assert vectors.post(path, {name: [{**one, "multimodal_data": []}]}).status_code == 200
 
 
 def test_ids_of_another_tokenizer_are_refused(vectors, bert) -> None:

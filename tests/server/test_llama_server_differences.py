@@ -110,6 +110,43 @@ def _type(start: Any, engine: Any) -> None:
     assert "# TYPE llamacpp:n_tokens_max gauge" in start(engine, metrics=True).get("/metrics").text
 
 
+PIXEL = "iVBORw0KGgo="
+
+
+def _no_messages(start: Any, engine: Any) -> None:
+    assert start(engine).post("/v1/messages", {"max_tokens": 4, "messages": []}).status_code == 400
+
+
+def _picture(start: Any, engine: Any) -> None:
+    part = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PIXEL}"}}
+    answer = start(engine).post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
+    assert answer.status_code == 400
+
+
+def _picture_of_tool(start: Any, engine: Any) -> None:
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": [image]}
+    messages = [
+        {"role": "user", "content": "Look"},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "see", "input": {}}]},
+        {"role": "user", "content": [result]},
+    ]
+    asked = {"max_tokens": 4, "messages": messages}
+    assert start(engine).post("/v1/messages", asked).status_code == 200
+
+
+def _list_of_models(start: Any, engine: Any) -> None:
+    answer = start(engine).get("/v1/models").json()
+    assert sorted(answer) == ["data", "object"]
+    assert answer["data"][0]["capabilities"] == ["completion"]
+
+
+def _predictions(start: Any, engine: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIP_PREDICT_ROUTE", "/predict")
+        assert start(engine).post("/predict", {"instances": [{"prompt": "x"}]}).status_code == 404
+
+
 CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "`GET /metrics`": _metrics,
     "a page of another origin": _origin,
@@ -118,6 +155,11 @@ CHECKS: dict[str, Callable[[Any, Any], None]] = {
     "`--chat-template`": _template,
     "the id of a model": _id,
     "type of `llamacpp:n_tokens_max`": _type,
+    "`messages: []`": _no_messages,
+    "an image from a user": _picture,
+    "an image in the result of a tool": _picture_of_tool,
+    "the list `models`": _list_of_models,
+    "the path in `AIP_PREDICT_ROUTE`": _predictions,
 }
 
 

@@ -55,7 +55,7 @@ def logits(model: Model, text: str) -> NDArray[np.float32]:
     assert_type(context.embeddings_seq(0), NDArray[np.float32])
     context.logits[-1, 0] = -np.inf
     array: NDArray[np.float32] = np.asarray(context.logits)
-    view: memoryview = memoryview(context.logits)
+    assert memoryview(context.logits).nbytes
     assert_type(context.memory.rm(0, p0=3), bool)
     return array
 

@@ -169,6 +169,8 @@ def _truncates(fields: Fields) -> bool | None:
 def _content(value: Any, name: str) -> Any:
     """A text, or a list of token ids and texts; in an object, or in parts, as in messages of a chat."""
     if isinstance(value, dict):
+        if value.get("multimodal_data"):
+            raise invalid(name, f"{name}.multimodal_data: this server takes texts only")
         key = "content" if "content" in value else "prompt_string"
         name, value = f"{name}.{key}", value.get(key)
         if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):

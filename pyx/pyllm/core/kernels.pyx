@@ -17,6 +17,7 @@ import numpy as np
 
 from pyllm.errors import InvalidArgumentError
 from pyllm.core.arguments cimport int32
+from pyllm.core.outputs cimport plain
 
 
 cdef extern from "kernels.hpp" namespace "pyllm" nogil:
@@ -77,7 +78,7 @@ cdef int open_buffer(object value, Py_buffer * buffer, str name, bytes formats, 
 cdef int open_rows(object logits, Rows * rows, bint writable=False, str name="logits") except -1:
     """Get the rows of an array; undone with PyBuffer_Release(&rows.buffer)."""
     open_buffer(
-        logits, &rows.buffer, name, b"f", "a float32 array of shape (n_vocab,) or (n, n_vocab)", writable
+        plain(logits), &rows.buffer, name, b"f", "a float32 array of shape (n_vocab,) or (n, n_vocab)", writable
     )
     rows.data = <float *> rows.buffer.buf
     rows.n = 1 if rows.buffer.ndim == 1 else rows.buffer.shape[0]

@@ -9,6 +9,9 @@ cdef enum:
     EMBEDDINGS = 1
 
 
+# The same value with plain arrays in place of Outputs. Raises StaleLogitsError where one is stale.
+cdef object plain(value)
+
 # The rows of the last decode. The caller does not hold the context.
 cdef object read_outputs(Context context, int kind)
 # These rows, or one of them (None: all), in memory of their own.

@@ -23,6 +23,7 @@ from pyllm.includes cimport ggml_backend as lib
 from pyllm.includes._translate cimport translate
 
 from pyllm.core import backend as _backend
+from pyllm.core.introspection import not_pickled, signature
 
 cdef extern from "rpc_api.h" nogil:
     ctypedef struct pyllm_rpc_peer:
@@ -285,6 +286,9 @@ cdef Connections connect(list names):
 
 
 cdef class Connections:
+    __reduce__ = not_pickled("it is a model's open connections; load the model again there")
+    __signature__ = signature
+
     def __cinit__(self, list names):
         cdef lib.ggml_backend_t backend
         cdef lib.ggml_backend_dev_t device
