@@ -109,7 +109,7 @@ class EngineCore:
 
     def _use(self, context: Context) -> None:
         """Compute in a context, which is empty."""
-        self.context = context
+        self.context, self._n_ctx_seq = context, context.n_ctx_seq
         self.cache = KVCacheManager(
             context.memory,
             context.n_ctx,
@@ -273,10 +273,12 @@ class EngineCore:
         n_shared = self._budget.n_shared
         if (n_prompt, n_shared) != (self._limits.n_prompt, self._limits.n_shared):
             self._limits = replace(self._limits, n_prompt=n_prompt, n_shared=n_shared)
-        for sequence in sequences:
-            if len(sequence.ids) > self.context.n_ctx_seq and sequence.request.overflow.rule == "shift":
+        full = [sequence for sequence in sequences if len(sequence.ids) > self._n_ctx_seq]
+        for sequence in full:
+            if sequence.request.overflow.rule == "shift":
                 self._shift(sequence)
-        sequences = [sequence for sequence in sequences if sequence.reason is None]
+        if full:
+            sequences = [sequence for sequence in sequences if sequence.reason is None]
         self.drafters.want(sequence for sequence in self.sequences.values() if not sequence.alone)
         output = schedule(
             [sequence for sequence in sequences if sequence.seq_id is None],
