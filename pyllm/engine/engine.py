@@ -119,9 +119,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         ):  # fmt: skip
             _check_count(name, value, most)
         if n_batch < n_parallel:
-            raise InvalidArgumentError(f"n_batch={n_batch} must have room for a token of n_parallel={n_parallel} texts")
+            raise InvalidArgumentError(
+                f"n_batch={n_batch} must have room for a token of n_parallel={n_parallel} texts", param="n_batch"
+            )
         if target_ms is not None and not target_ms > 0:
-            raise InvalidArgumentError(f"target_ms must be greater than 0, or None, not {target_ms!r}")
+            raise InvalidArgumentError(
+                f"target_ms must be greater than 0, or None, not {target_ms!r}", param="target_ms"
+            )
         host_bytes = check_host_bytes(host_cache_bytes)
         of_model, of_context = split_arguments(params, "Engine()", ModelParams, ContextParams, owner=Engine)
         self._owns_model = not isinstance(model, Model)
@@ -252,12 +256,14 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             ClosedError: The engine has been closed.
         """
         if isinstance(priority, bool) or not isinstance(priority, int):
-            raise InvalidArgumentError(f"priority must be an integer, not {priority!r}")
+            raise InvalidArgumentError(f"priority must be an integer, not {priority!r}", param="priority")
         if not self.generates:
             raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
         request = CompletionRequest(self, prompt, arguments)  # type: ignore[arg-type]
         if request.overflow.rule != "error":
-            raise InvalidArgumentError(f"overflow={request.overflow.rule!r} is for a Llama: here a text ends instead")
+            raise InvalidArgumentError(
+                f"overflow={request.overflow.rule!r} is for a Llama: here a text ends instead", param="overflow"
+            )
         adapters, wanted_slot = self._adapters.chosen(lora), self._slots.wanted(slot)
         job = Job(self, request, priority, listener, stream)
         with self._wake:
@@ -451,4 +457,4 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 def _check_count(name: str, value: Any, most: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
         limits = "at least 1" if most is None else f"from 1 to {most}"
-        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}", param=name)

@@ -87,7 +87,9 @@ class Slots:
             InvalidArgumentError: There is none of that number.
         """
         if isinstance(slot, bool) or not isinstance(slot, int) or not 0 <= slot < len(self._places):
-            raise InvalidArgumentError(f"slot must be a number from 0 to {len(self._places) - 1}, not {slot!r}")
+            raise InvalidArgumentError(
+                f"slot must be a number from 0 to {len(self._places) - 1}, not {slot!r}", param="slot"
+            )
         return slot
 
     def wanted(self, slot: int | None) -> int | None:

@@ -50,7 +50,9 @@ class SpeculationMethods:
         if value is False:
             return None
         if self.model.has_encoder:
-            raise InvalidArgumentError("speculative: drafts are for models whose prompt stands before their text")
+            raise InvalidArgumentError(
+                "speculative: drafts are for models whose prompt stands before their text", param="speculative"
+            )
         return (speculator or self._make_speculator(None, False)).params(value)
 
     def _abort_drafts(self) -> None:

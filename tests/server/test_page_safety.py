@@ -15,8 +15,8 @@ from served import Prompted, Served, quiet, wait_for
 from starlette.applications import Starlette
 
 from pyllm.server import Settings, make_app
-from pyllm.server.models.loader import ModelSpec
-from pyllm.server.models.pool import Models
+from pyllm.server.loader import ModelSpec
+from pyllm.server.pool import Models
 from pyllm.server.run import Runner
 
 pytestmark = pytest.mark.slow
