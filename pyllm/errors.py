@@ -18,11 +18,14 @@ class PyllmError(Exception):
         function: The name of the C function that failed, or None.
         log: The warnings and errors that llama.cpp logged during the failing call, oldest first.
             llama.cpp explains its failures only there.
+        param: The argument that was wrong, with the path to the part of it, such as "messages[1].content"; None where
+            it is no single one.
     """
 
     code: int | None
     function: str | None
     log: tuple[str, ...]
+    param: str | None
 
     def __init__(
         self,
@@ -30,8 +33,10 @@ class PyllmError(Exception):
         code: int | None = None,
         function: str | None = None,
         log: tuple[str, ...] = (),
+        param: str | None = None,
     ) -> None:
         super().__init__(*args)
+        self.param = param
         self.code = code
         self.function = function
         self.log = tuple(log)
@@ -127,6 +132,20 @@ class ChatParseError(PyllmError, ValueError):
 
 class InvalidArgumentError(PyllmError, ValueError):
     """An argument has a value that llama.cpp cannot work with."""
+
+
+class PromptTooLongError(InvalidArgumentError):
+    """A prompt has more tokens than the context holds.
+
+    Attributes:
+        n_tokens: Tokens of the prompt.
+        n_ctx: Tokens of the context.
+    """
+
+    def __init__(self, *args: object, n_tokens: int = 0, n_ctx: int = 0, **details: Any) -> None:
+        super().__init__(*args, **details)
+        self.n_tokens = n_tokens
+        self.n_ctx = n_ctx
 
 
 class TextTooLongError(InvalidArgumentError):

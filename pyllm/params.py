@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -121,39 +122,62 @@ FIELDS_OF = {
     "temperature": ("temperature", "dynatemp_range"),
     "adaptive_p": ("adaptive_target",),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number among the fields of :class:`SamplingParams`: its only declaration.
+
+    Range checks, flags of the commands, keys of config files, variables of the environment, fields of requests, their
+    schemas and ``/props`` are made from it.
+
+    Attributes:
+        name: The field.
+        default: Its default.
+        low: The smallest value.
+        high: The largest value.
+        help: What it does, in a line.
+        flags: Flags of llama.cpp's programs; a config file has them without dashes. None of them: it has no flag.
+        variable: The variable of the environment that stands for the flag, or None.
+    """
+
+    name: str
+    default: int | float
+    low: float
+    high: float
+    help: str
+    flags: tuple[str, ...] = ()
+    variable: str | None = None
+
+    @property
+    def kind(self) -> type[int] | type[float]:
+        """Whether it is an integer or any number."""
+        return type(self.default)
+
+
+_DECLARED = "pyllm.parameter"
+_MOST = 1e30
+_MOST_INT = 2**31 - 1
 _MAX_LAST_N = 2**20
-# Smallest and largest value of each number; the types say whether it must be an integer.
-_RANGES: dict[str, tuple[type, float, float]] = {
-    "temperature": (float, 0, 1e30),
-    "dynatemp_range": (float, 0, 1e30),
-    "dynatemp_exponent": (float, -1e30, 1e30),
-    "top_k": (int, -1, 2**31 - 1),
-    "top_p": (float, 0, 1),
-    "min_p": (float, 0, 1),
-    "typical_p": (float, 0, 1),
-    "top_n_sigma": (float, -1e30, 1e30),
-    "xtc_probability": (float, 0, 1),
-    "xtc_threshold": (float, 0, 1),
-    "min_keep": (int, 0, 2**31 - 1),
-    "repeat_penalty": (float, 1e-30, 1e30),
-    "frequency_penalty": (float, -1e30, 1e30),
-    "presence_penalty": (float, -1e30, 1e30),
-    "repeat_last_n": (int, 0, _MAX_LAST_N),
-    "dry_multiplier": (float, 0, 1e30),
-    "dry_base": (float, 0, 1e30),
-    "dry_allowed_length": (int, 0, 2**31 - 1),
-    "dry_penalty_last_n": (int, 0, _MAX_LAST_N),
-    "mirostat": (int, 0, 2),
-    "mirostat_tau": (float, 0, 1e30),
-    "mirostat_eta": (float, 0, 1e30),
-    "adaptive_target": (float, -1e30, 1),
-    "adaptive_decay": (float, 0, 0.99),
-}
 
 
-def number_range(name: str) -> tuple[type, float, float]:
-    """Of a number among the fields of :class:`SamplingParams`: int or float, the smallest and the largest value."""
-    return _RANGES[name]
+def _number(
+    default: int | float, low: float, high: float, help: str, flags: str = "", variable: str | None = None
+) -> Any:
+    """A field of :class:`SamplingParams` that is a number; see :class:`Parameter`."""
+    declared = (default, low, high, help, tuple(flags.split()), variable)
+    return dataclasses.field(default=default, metadata={_DECLARED: declared})
+
+
+def sampling_numbers() -> Mapping[str, Parameter]:
+    """The numbers among the fields of :class:`SamplingParams`, by name."""
+    return _sampling_numbers()
+
+
+@functools.cache
+def _sampling_numbers() -> dict[str, Parameter]:
+    fields = dataclasses.fields(SamplingParams)
+    return {one.name: Parameter(one.name, *one.metadata[_DECLARED]) for one in fields if _DECLARED in one.metadata}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,48 +223,75 @@ class SamplingParams:
         InvalidArgumentError: A value is out of its range, or would have no effect with these `samplers`.
     """
 
-    temperature: float = 0.8
-    dynatemp_range: float = 0.0
-    dynatemp_exponent: float = 1.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    typical_p: float = 1.0
-    top_n_sigma: float = -1.0
-    xtc_probability: float = 0.0
-    xtc_threshold: float = 0.1
-    min_keep: int = 0
-    repeat_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repeat_last_n: int = 64
-    dry_multiplier: float = 0.0
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_penalty_last_n: int = 64
+    temperature: float = _number(
+        0.8, 0, _MOST, "Temperature; 0: always the likeliest.", "--temp --temperature", "LLAMA_ARG_TEMPERATURE"
+    )
+    dynatemp_range: float = _number(0.0, 0, _MOST, "The temperature varies by so much; 0 is off.", "--dynatemp-range")
+    dynatemp_exponent: float = _number(1.0, -_MOST, _MOST, "How entropy becomes a temperature.", "--dynatemp-exp")
+    top_k: int = _number(40, -1, _MOST_INT, "Keep the k likeliest tokens; 0 keeps all.", "--top-k", "LLAMA_ARG_TOP_K")
+    top_p: float = _number(
+        0.95, 0, 1, "Keep the likeliest tokens up to this probability.", "--top-p", "LLAMA_ARG_TOP_P"
+    )
+    min_p: float = _number(
+        0.05, 0, 1, "Keep tokens with this share of the best one's probability.", "--min-p", "LLAMA_ARG_MIN_P"
+    )
+    typical_p: float = _number(1.0, 0, 1, "Locally typical sampling; 1 is off.", "--typical --typical-p")
+    top_n_sigma: float = _number(-1.0, -_MOST, _MOST, "Keep logits so near the best one.", "--top-nsigma --top-n-sigma")
+    xtc_probability: float = _number(0.0, 0, 1, "Probability of leaving out likely tokens.", "--xtc-probability")
+    xtc_threshold: float = _number(0.1, 0, 1, "From which probability on XTC does so.", "--xtc-threshold")
+    min_keep: int = _number(0, 0, _MOST_INT, "Tokens that top_p, min_p, typical_p and XTC leave at least.")
+    repeat_penalty: float = _number(
+        1.0, 1e-30, _MOST, "Divides logits of tokens seen; 1 is off.", "--repeat-penalty", "LLAMA_ARG_REPEAT_PENALTY"
+    )
+    frequency_penalty: float = _number(
+        0.0,
+        -_MOST,
+        _MOST,
+        "Subtracted for each occurrence; 0 is off.",
+        "--frequency-penalty",
+        "LLAMA_ARG_FREQUENCY_PENALTY",
+    )
+    presence_penalty: float = _number(
+        0.0,
+        -_MOST,
+        _MOST,
+        "Subtracted once for tokens seen; 0 is off.",
+        "--presence-penalty",
+        "LLAMA_ARG_PRESENCE_PENALTY",
+    )
+    repeat_last_n: int = _number(64, 0, _MAX_LAST_N, "Tokens that the penalties look back at.", "--repeat-last-n")
+    dry_multiplier: float = _number(0.0, 0, _MOST, "Strength of DRY against repetition; 0 is off.", "--dry-multiplier")
+    dry_base: float = _number(1.75, 0, _MOST, "DRY's base.", "--dry-base")
+    dry_allowed_length: int = _number(2, 0, _MOST_INT, "Repetitions so long are free for DRY.", "--dry-allowed-length")
+    dry_penalty_last_n: int = _number(64, 0, _MAX_LAST_N, "Tokens that DRY looks back at.", "--dry-penalty-last-n")
     dry_sequence_breakers: Sequence[str] = ("\n", ":", '"', "*")
-    mirostat: int = 0
-    mirostat_tau: float = 5.0
-    mirostat_eta: float = 0.1
-    adaptive_target: float = -1.0
-    adaptive_decay: float = 0.9
+    mirostat: int = _number(0, 0, 2, "Mirostat 1 or 2; 0 is off.", "--mirostat")
+    mirostat_tau: float = _number(5.0, 0, _MOST, "Mirostat's tau.", "--mirostat-ent")
+    mirostat_eta: float = _number(0.1, 0, _MOST, "Mirostat's eta.", "--mirostat-lr")
+    adaptive_target: float = _number(-1.0, -_MOST, 1, "Adaptive-p: tokens near this probability.", "--adaptive-target")
+    adaptive_decay: float = _number(0.9, 0, 0.99, "How slowly adaptive-p follows.", "--adaptive-decay")
     logit_bias: Mapping[int | str, float] | None = None
     grammar: str | Grammar | None = None
     samplers: Sequence[str] | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, (kind, low, high) in _RANGES.items():
-            _check_number(name, getattr(self, name), kind, low, high)
+        for name, one in _sampling_numbers().items():
+            _check_number(name, getattr(self, name), one.kind, one.low, one.high)
         breakers: object = self.dry_sequence_breakers
         if not isinstance(breakers, list | tuple) or not all(isinstance(text, str) and text for text in breakers):
             raise InvalidArgumentError(
-                f"dry_sequence_breakers must be a list of texts, not {self.dry_sequence_breakers!r}"
+                f"dry_sequence_breakers must be a list of texts, not {self.dry_sequence_breakers!r}",
+                param="dry_sequence_breakers",
             )
         if self.logit_bias is not None and not isinstance(self.logit_bias, Mapping):
-            raise InvalidArgumentError(f"logit_bias must be a dict of token to bias, not {self.logit_bias!r}")
+            raise InvalidArgumentError(
+                f"logit_bias must be a dict of token to bias, not {self.logit_bias!r}", param="logit_bias"
+            )
         if self.grammar is not None and not isinstance(self.grammar, str) and not hasattr(self.grammar, "sampler"):
-            raise InvalidArgumentError(f"grammar must be GBNF or a pyllm.structured.Grammar, not {self.grammar!r}")
+            raise InvalidArgumentError(
+                f"grammar must be GBNF or a pyllm.structured.Grammar, not {self.grammar!r}", param="grammar"
+            )
         if self.seed is not None:
             _check_number("seed", self.seed, int, 0, 2**32 - 2)
         if self.samplers is not None:
@@ -250,12 +301,14 @@ class SamplingParams:
         known = (*SAMPLER_ORDER, *_OTHER_SAMPLERS)
         if isinstance(names, str) or not isinstance(names, Sequence):
             what = "the text " if isinstance(names, str) else ""
-            raise InvalidArgumentError(f"samplers must be a list of names, not {what}{names!r}")
+            raise InvalidArgumentError(f"samplers must be a list of names, not {what}{names!r}", param="samplers")
         for name in names:
             if name not in known:
-                raise InvalidArgumentError(f"there is no sampler {name!r}; there are {', '.join(known)}")
+                raise InvalidArgumentError(
+                    f"there is no sampler {name!r}; there are {', '.join(known)}", param="samplers"
+                )
         if len(set(names)) < len(names):
-            raise InvalidArgumentError(f"samplers must name each sampler once, not {list(names)}")
+            raise InvalidArgumentError(f"samplers must name each sampler once, not {list(names)}", param="samplers")
         if self.mirostat:
             return
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -263,7 +316,7 @@ class SamplingParams:
             for name in fields:
                 if sampler not in names and getattr(self, name) != defaults[name]:
                     raise InvalidArgumentError(
-                        f"{name}={getattr(self, name)} would have no effect: {sampler!r} is not in samplers"
+                        f"{name}={getattr(self, name)} would have no effect: {sampler!r} is not in samplers", param=name
                     )
 
     @property
@@ -282,7 +335,7 @@ def _check_number(name: str, value: object, kind: type, low: float, high: float)
             limits = "" if low <= -1e30 else " > 0" if low == 1e-30 else f" >= {low}"
         else:
             limits = f" of at most {high}" if low <= -1e30 else f" from {low} to {high}"
-        raise InvalidArgumentError(f"{name} must be {what}{limits}, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be {what}{limits}, not {value!r}", param=name)
 
 
 def field_names(*classes: type) -> list[str]:

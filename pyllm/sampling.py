@@ -123,7 +123,8 @@ def _biases(biases: Mapping[int | str, float], vocab: Vocab) -> dict[int, float]
             ids = vocab.tokenize(token, add_special=False, parse_special=True)
             if len(ids) != 1:
                 raise InvalidArgumentError(
-                    f"logit_bias: {token!r} is {len(ids)} tokens of this model, not one; give the ids of tokens"
+                    f"logit_bias: {token!r} is {len(ids)} tokens of this model, not one; give the ids of tokens",
+                    param="logit_bias",
                 )
             token = ids[0]
         if not isinstance(token, numbers.Integral) or not isinstance(bias, numbers.Real):

@@ -31,10 +31,11 @@ def plain_messages(messages: Messages) -> list[dict[str, Any]]:
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise InvalidArgumentError(
-            f"messages must be a list of messages, such as {{'role': 'user', 'content': 'Hello'}}, not {messages!r}"
+            f"messages must be a list of messages, such as {{'role': 'user', 'content': 'Hello'}}, not {messages!r}",
+            param="messages",
         )
     if not messages:
-        raise InvalidArgumentError("messages is empty: there must be at least one message")
+        raise InvalidArgumentError("messages is empty: there must be at least one message", param="messages")
     return [_plain(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
@@ -42,10 +43,10 @@ def _plain(message: Any, where: str) -> dict[str, Any]:
     if hasattr(message, "model_dump"):
         message = message.model_dump(exclude_none=True)
     if not isinstance(message, Mapping):
-        raise InvalidArgumentError(f"{where} must be a message with role and content, not {message!r}")
+        raise InvalidArgumentError(f"{where} must be a message with role and content, not {message!r}", param=where)
     role = message.get("role")
     if role not in ROLES:
-        raise InvalidArgumentError(f"{where}: the role must be one of {', '.join(ROLES)}, not {role!r}")
+        raise InvalidArgumentError(f"{where}: the role must be one of {', '.join(ROLES)}, not {role!r}", param=where)
     role = "tool" if role == "function" else role
     result: dict[str, Any] = {"role": role}
     calls = _calls(message, role, where)
@@ -57,7 +58,7 @@ def _plain(message: Any, where: str) -> dict[str, Any]:
     if content is None and role not in ("assistant", "tool"):
         near = difflib.get_close_matches("content", [key for key in message if isinstance(key, str)], n=1)
         hint = f"; did you mean 'content' by {near[0]!r}?" if near and near[0] != "content" else ""
-        raise InvalidArgumentError(f"{where}: a message of role {role!r} must have a content{hint}")
+        raise InvalidArgumentError(f"{where}: a message of role {role!r} must have a content{hint}", param=where)
     if content is not None or not calls:
         result["content"] = "" if content is None else content
     # Other programs call it reasoning, or leave an empty one there.
@@ -66,7 +67,7 @@ def _plain(message: Any, where: str) -> dict[str, Any]:
     for key, value in rest.items():
         if value is not None:
             if not isinstance(value, str):
-                raise InvalidArgumentError(f"{where}.{key} must be text, not {value!r}")
+                raise InvalidArgumentError(f"{where}.{key} must be text, not {value!r}", param=f"{where}.{key}")
             result[key] = value
     return result
 
@@ -78,11 +79,13 @@ def _calls(message: Mapping[Any, Any], role: str, where: str) -> list[dict[str, 
     if not calls and not older:
         return []
     if role != "assistant":
-        raise InvalidArgumentError(f"{where}: only an assistant has tool_calls, not a message of role {role!r}")
+        raise InvalidArgumentError(
+            f"{where}: only an assistant has tool_calls, not a message of role {role!r}", param=where
+        )
     if not calls:
         return [_call({"function": older}, f"{where}.function_call")]
     if isinstance(calls, (str, Mapping)) or not isinstance(calls, Sequence):
-        raise InvalidArgumentError(f"{where}.tool_calls must be a list, not {calls!r}")
+        raise InvalidArgumentError(f"{where}.tool_calls must be a list, not {calls!r}", param=f"{where}.tool_calls")
     return [_call(call, f"{where}.tool_calls[{i}]") for i, call in enumerate(calls)]
 
 
@@ -101,7 +104,7 @@ def plain_content(content: Any, where: str, *, of_tool: bool = False) -> str | l
     if content is None or isinstance(content, str):
         return content
     if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence):
-        raise InvalidArgumentError(f"{where} must be text or a list of parts, not {content!r}")
+        raise InvalidArgumentError(f"{where} must be text or a list of parts, not {content!r}", param=where)
     return [_part(part, f"{where}[{i}]", of_tool) for i, part in enumerate(content)]
 
 
@@ -113,16 +116,20 @@ def content_text(message: Mapping[str, Any]) -> str:
 
 def _part(part: Any, where: str, of_tool: bool) -> dict[str, Any]:
     if not isinstance(part, Mapping):
-        raise InvalidArgumentError(f"{where} must be a part such as {{'type': 'text', 'text': …}}, not {part!r}")
+        raise InvalidArgumentError(
+            f"{where} must be a part such as {{'type': 'text', 'text': …}}, not {part!r}", param=where
+        )
     kind = part.get("type")
     field = _TEXTS.get(kind) if isinstance(kind, str) else None
     if field is None:
         if of_tool and isinstance(kind, str):
             return {"type": "text", "text": left_out(kind)}
-        raise InvalidArgumentError(f"{where} is of type {kind!r}: the type of a part must be 'text', text only")
+        raise InvalidArgumentError(
+            f"{where} is of type {kind!r}: the type of a part must be 'text', text only", param=where
+        )
     text = part.get(field)
     if not isinstance(text, str):
-        raise InvalidArgumentError(f"{where}.{field} must be text, not {text!r}")
+        raise InvalidArgumentError(f"{where}.{field} must be text, not {text!r}", param=f"{where}.{field}")
     return {"type": "text", "text": text}
 
 
@@ -133,20 +140,22 @@ def left_out(kind: str) -> str:
 
 def _call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
-        raise InvalidArgumentError(f"{where} must be a call with id, type and function, not {call!r}")
+        raise InvalidArgumentError(f"{where} must be a call with id, type and function, not {call!r}", param=where)
     if call.get("type", "function") != "function":
-        raise InvalidArgumentError(f"{where}: the type of a call must be 'function', not {call['type']!r}")
+        raise InvalidArgumentError(f"{where}: the type of a call must be 'function', not {call['type']!r}", param=where)
     function = call["function"]
     name, arguments = function.get("name"), function.get("arguments", "{}")
     if not isinstance(name, str) or not name:
-        raise InvalidArgumentError(f"{where}.function.name must be text, not {name!r}")
+        raise InvalidArgumentError(f"{where}.function.name must be text, not {name!r}", param=f"{where}.function.name")
     if isinstance(arguments, Mapping):
         try:
             arguments = json.dumps(dict(arguments), ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgumentError(f"{where}.function.arguments cannot be written as JSON: {error}") from None
     elif not isinstance(arguments, str):
-        raise InvalidArgumentError(f"{where}.function.arguments must be JSON text, not {arguments!r}")
+        raise InvalidArgumentError(
+            f"{where}.function.arguments must be JSON text, not {arguments!r}", param=f"{where}.function.arguments"
+        )
     arguments = arguments if arguments.strip() else "{}"
     try:
         parsed = json.loads(arguments)
@@ -157,11 +166,14 @@ def _call(call: Any, where: str) -> dict[str, Any]:
             raise InvalidArgumentError(f"{where}.function.arguments is no JSON: {error}: {arguments!r}") from None
         arguments, parsed = closed, {}
     if not isinstance(parsed, dict):
-        raise InvalidArgumentError(f"{where}.function.arguments must be the JSON of an object, not {arguments!r}")
+        raise InvalidArgumentError(
+            f"{where}.function.arguments must be the JSON of an object, not {arguments!r}",
+            param=f"{where}.function.arguments",
+        )
     result = {"type": "function", "function": {"name": name, "arguments": arguments}}
     if call.get("id") is not None:
         if not isinstance(call["id"], str):
-            raise InvalidArgumentError(f"{where}.id must be text, not {call['id']!r}")
+            raise InvalidArgumentError(f"{where}.id must be text, not {call['id']!r}", param=f"{where}.id")
         result["id"] = call["id"]
     return result
 

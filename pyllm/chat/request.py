@@ -138,7 +138,8 @@ class ChatRequest:
         prefix, continued = self._own["response_prefix"], self._own["continue_final_message"]
         if continued not in (False, None, True, "content", "reasoning"):
             raise InvalidArgumentError(
-                f"continue_final_message must be True, False, 'content' or 'reasoning', not {continued!r}"
+                f"continue_final_message must be True, False, 'content' or 'reasoning', not {continued!r}",
+                param="continue_final_message",
             )
         last = messages[-1]
         if continued and self._own["add_generation_prompt"]:
@@ -148,7 +149,7 @@ class ChatRequest:
             )
         if prefix is not None:
             if not isinstance(prefix, str):
-                raise InvalidArgumentError(f"response_prefix must be text, not {prefix!r}")
+                raise InvalidArgumentError(f"response_prefix must be text, not {prefix!r}", param="response_prefix")
             if continued or last["role"] == "assistant":
                 raise InvalidArgumentError(
                     "response_prefix begins a new answer: the last message must not be an assistant's; "
@@ -172,7 +173,8 @@ class ChatRequest:
             if len(messages) > 1 and messages[-2]["role"] == "assistant":
                 raise InvalidArgumentError(
                     f"{where}: two messages of the assistant end the chat, and only one can be continued: join them, "
-                    "or set continue_final_message to False for a new answer"
+                    "or set continue_final_message to False for a new answer",
+                    param=where,
                 )
         return messages
 
@@ -191,22 +193,26 @@ class ChatRequest:
         own = self._own
         if own["reasoning_format"] not in _REASONING_FORMATS:
             raise InvalidArgumentError(
-                f"reasoning_format must be one of {', '.join(_REASONING_FORMATS)}, not {own['reasoning_format']!r}"
+                f"reasoning_format must be one of {', '.join(_REASONING_FORMATS)}, not {own['reasoning_format']!r}",
+                param="reasoning_format",
             )
         kwargs = own["chat_template_kwargs"]
         if kwargs is not None and not isinstance(kwargs, Mapping):
-            raise InvalidArgumentError(f"chat_template_kwargs must be a dict, not {kwargs!r}")
+            raise InvalidArgumentError(
+                f"chat_template_kwargs must be a dict, not {kwargs!r}", param="chat_template_kwargs"
+            )
         for name in kwargs or ():
             if name in _OWN_VARIABLES:
                 raise InvalidArgumentError(f"chat_template_kwargs has {name!r}, which the call has an argument for")
         budget = own["reasoning_budget"]
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < -1):
             raise InvalidArgumentError(
-                f"reasoning_budget must be at least 0 tokens, or None or -1 for no limit, not {budget!r}"
+                f"reasoning_budget must be at least 0 tokens, or None or -1 for no limit, not {budget!r}",
+                param="reasoning_budget",
             )
         for name in ("enable_thinking", "parallel_tool_calls", "add_generation_prompt"):
             if own[name] is not None and not isinstance(own[name], bool):
-                raise InvalidArgumentError(f"{name} must be True or False, not {own[name]!r}")
+                raise InvalidArgumentError(f"{name} must be True or False, not {own[name]!r}", param=name)
 
     def _parallel_calls(self) -> bool:
         wanted: bool | None = self._own["parallel_tool_calls"]
@@ -302,7 +308,7 @@ class ChatRequest:
         result = {name: value for name, value in arguments.items() if name not in _DEFAULTS}
         stop = result.get("stop") or ()
         if not isinstance(stop, Iterable):
-            raise InvalidArgumentError(f"stop must be a text or a list of texts, not {stop!r}")
+            raise InvalidArgumentError(f"stop must be a text or a list of texts, not {stop!r}", param="stop")
         stops = [stop] if isinstance(stop, (str, bytes)) else list(stop)
         stops += [text for text in self.prompt.additional_stops if text not in stops]
         result["stop"] = stops
@@ -333,7 +339,8 @@ class ChatRequest:
         budget = self._own["reasoning_budget"]
         if budget is not None and budget >= 0 and not (start and ends):
             raise InvalidArgumentError(
-                f"reasoning_budget={budget} would have no effect: this chat template has no tags around reasoning"
+                f"reasoning_budget={budget} would have no effect: this chat template has no tags around reasoning",
+                param="reasoning_budget",
             )
         grammar, prefilled = self._grammar(preserved)
         self._form_from_start = prefilled
@@ -413,10 +420,11 @@ def template_store(host: GenerationHost) -> TemplateStore:
 def _top_logprobs(logprobs: Any, top: Any) -> int | None:
     if not isinstance(logprobs, bool) and logprobs is not None:
         raise InvalidArgumentError(
-            f"logprobs must be True or False, not {logprobs!r}; top_logprobs says how many of the likeliest tokens"
+            f"logprobs must be True or False, not {logprobs!r}; top_logprobs says how many of the likeliest tokens",
+            param="logprobs",
         )
     if top is not None and not logprobs:
-        raise InvalidArgumentError(f"top_logprobs={top!r} has no effect without logprobs=True")
+        raise InvalidArgumentError(f"top_logprobs={top!r} has no effect without logprobs=True", param="top_logprobs")
     if not logprobs:
         return None
     return 0 if top is None else top  # the completion checks its range

@@ -53,7 +53,9 @@ def run_tools(
         arguments: Other arguments of `complete`.
     """
     if isinstance(max_rounds, bool) or not isinstance(max_rounds, numbers.Integral) or max_rounds < 1:
-        raise InvalidArgumentError(f"max_rounds must be an integer of at least 1, not {max_rounds!r}")
+        raise InvalidArgumentError(
+            f"max_rounds must be an integer of at least 1, not {max_rounds!r}", param="max_rounds"
+        )
     for name in ("stream", "n", "best_of"):
         if name in arguments:
             raise InvalidArgumentError(f"run_tools() makes one answer after the other: {name} has no place there")

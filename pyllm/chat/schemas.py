@@ -71,12 +71,16 @@ def schema_of(hint: Any, where: str, inside: tuple[type, ...] = ()) -> dict[str,
         return _tuple_schema(arguments, where, inside)
     if (origin or hint) in _DICTS:
         if arguments and arguments[0] is not str:
-            raise InvalidArgumentError(f"{where}: the keys of a JSON object are texts, not {arguments[0]!r}")
+            raise InvalidArgumentError(
+                f"{where}: the keys of a JSON object are texts, not {arguments[0]!r}", param=where
+            )
         values = schema_of(arguments[1], where, inside) if arguments else {}
         return {"type": "object", "additionalProperties": values or True}
     if isinstance(hint, type):
         return _class_schema(hint, where, inside)
-    raise InvalidArgumentError(f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict")
+    raise InvalidArgumentError(
+        f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict", param=where
+    )
 
 
 def _found(table: Mapping[Any, Any], hint: Any) -> Any:
@@ -89,7 +93,7 @@ def _found(table: Mapping[Any, Any], hint: Any) -> Any:
 def _enum_schema(values: list[Any], where: str) -> dict[str, Any]:
     for value in values:
         if value is not None and type(value) not in (str, int, float, bool):
-            raise InvalidArgumentError(f"{where}: a value to choose must be one of JSON, not {value!r}")
+            raise InvalidArgumentError(f"{where}: a value to choose must be one of JSON, not {value!r}", param=where)
     kinds = {type(value) for value in values}
     # Templates like to say the type of a parameter.
     kind = _PLAIN.get(kinds.pop(), {}) if len(kinds) == 1 else {}
@@ -113,7 +117,8 @@ def _class_schema(hint: type, where: str, inside: tuple[type, ...]) -> dict[str,
     if hint in inside:
         raise InvalidArgumentError(
             f"{where}: {hint.__name__} is a member of itself, which only pydantic models may be; "
-            "describe the tool by a dict"
+            "describe the tool by a dict",
+            param=where,
         )
     inside = (*inside, hint)
     if dataclasses.is_dataclass(hint):
@@ -131,7 +136,9 @@ def _class_schema(hint: type, where: str, inside: tuple[type, ...]) -> dict[str,
         # Where hints are texts, Python's own list of what is required does not know of NotRequired.
         required = [name for name in required if typing.get_origin(hints[name]) is not typing.NotRequired]
         return object_schema(hints, required, where, inside)
-    raise InvalidArgumentError(f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict")
+    raise InvalidArgumentError(
+        f"{where}: there is no JSON schema for the type {hint!r}; describe the tool by a dict", param=where
+    )
 
 
 def object_schema(
@@ -153,7 +160,7 @@ def _move_definitions(schema: dict[str, Any], definitions: dict[str, Any], where
     """Take the definitions out of a schema and those in it: references count from the outermost."""
     for name, definition in schema.pop("$defs", {}).items():
         if definitions.setdefault(name, definition) != definition:
-            raise InvalidArgumentError(f"{where}: there are two different types with the name {name!r}")
+            raise InvalidArgumentError(f"{where}: there are two different types with the name {name!r}", param=where)
     inner = [*schema.get("anyOf", ()), *schema.get("prefixItems", ()), *schema.get("properties", {}).values()]
     for one in (*inner, schema.get("items"), schema.get("additionalProperties")):
         if isinstance(one, dict):

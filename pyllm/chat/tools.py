@@ -101,12 +101,14 @@ def as_tools(tools: Sequence[Tool | Mapping[str, Any] | Callable[..., Any]] | No
     if tools is None:
         return []
     if isinstance(tools, (str, Mapping)) or not isinstance(tools, Sequence):
-        raise InvalidArgumentError(f"tools must be a list, not {tools!r}")
+        raise InvalidArgumentError(f"tools must be a list, not {tools!r}", param="tools")
     result: list[Tool] = []
     for i, tool in enumerate(tools):
         made = _made(tool, f"tools[{i}]")
         if any(other.name == made.name for other in result):
-            raise InvalidArgumentError(f"tools[{i}]: there are two tools with the name {made.name!r}")
+            raise InvalidArgumentError(
+                f"tools[{i}]: there are two tools with the name {made.name!r}", param=f"tools[{i}]"
+            )
         result.append(made)
     return result
 
@@ -114,7 +116,9 @@ def as_tools(tools: Sequence[Tool | Mapping[str, Any] | Callable[..., Any]] | No
 def _made(tool: Any, where: str) -> Tool:
     if isinstance(tool, Tool):
         if not isinstance(tool.parameters, Mapping):
-            raise InvalidArgumentError(f"{where}.parameters must be the JSON schema of an object")
+            raise InvalidArgumentError(
+                f"{where}.parameters must be the JSON schema of an object", param=f"{where}.parameters"
+            )
         _from_dict(tool, where)
         return tool
     return Tool.of(tool) if callable(tool) else _from_dict(tool, where)
@@ -125,23 +129,32 @@ def _from_dict(tool: Any, where: str) -> Tool:
     if kind == "custom":
         raise InvalidArgumentError(
             f"{where}: the type of a tool must be 'function', not 'custom': describe it as a function with one "
-            "argument that is a text"
+            "argument that is a text",
+            param=where,
         )
     if kind != "function":
-        raise InvalidArgumentError(f"{where}: the type of a tool must be 'function', not {kind!r}")
+        raise InvalidArgumentError(f"{where}: the type of a tool must be 'function', not {kind!r}", param=where)
     if not isinstance(tool, Mapping) or not isinstance(tool.get("function"), Mapping):
         raise InvalidArgumentError(
-            f"{where} must be a Python function or {{'type': 'function', 'function': {{'name': …}}}}, not {tool!r}"
+            f"{where} must be a Python function or {{'type': 'function', 'function': {{'name': …}}}}, not {tool!r}",
+            param=where,
         )
     function = tool["function"]
     name, description = function.get("name"), function.get("description") or ""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidArgumentError(f"{where}.function.name must be letters, digits, '_', '-' and '.', not {name!r}")
+        raise InvalidArgumentError(
+            f"{where}.function.name must be letters, digits, '_', '-' and '.', not {name!r}",
+            param=f"{where}.function.name",
+        )
     if not isinstance(description, str):
-        raise InvalidArgumentError(f"{where}.function.description must be text, not {description!r}")
+        raise InvalidArgumentError(
+            f"{where}.function.description must be text, not {description!r}", param=f"{where}.function.description"
+        )
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
-        raise InvalidArgumentError(f"{where}.function.parameters must be the JSON schema of an object")
+        raise InvalidArgumentError(
+            f"{where}.function.parameters must be the JSON schema of an object", param=f"{where}.function.parameters"
+        )
     try:
         json.dumps(dict(parameters), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -166,7 +179,9 @@ def check_choice(choice: Any, tools: list[Tool]) -> tuple[str, list[Tool] | None
         return "auto", None
     if isinstance(choice, str) and choice in CHOICES:
         if choice == "required" and not tools:
-            raise InvalidArgumentError("tool_choice must be 'auto' or 'none', not 'required': there are no tools")
+            raise InvalidArgumentError(
+                "tool_choice must be 'auto' or 'none', not 'required': there are no tools", param="tool_choice"
+            )
         return choice, None
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         allowed = choice.get("allowed_tools", choice)
@@ -174,7 +189,8 @@ def check_choice(choice: Any, tools: list[Tool]) -> tuple[str, list[Tool] | None
         if mode not in ("auto", "required") or not isinstance(named, Sequence) or isinstance(named, str) or not named:
             raise InvalidArgumentError(
                 "tool_choice must have a mode, 'auto' or 'required', and a list of tools where its type is "
-                f"'allowed_tools', not {choice!r}"
+                f"'allowed_tools', not {choice!r}",
+                param="tool_choice",
             )
         return mode, [_named(one, tools) for one in named]
     return "required", [_named(choice, tools)]
@@ -190,10 +206,13 @@ def _named(choice: Any, tools: list[Tool]) -> Tool:
                 if tool.name == name:
                     return tool
             known = ", ".join(tool.name for tool in tools) or "no tools"
-            raise InvalidArgumentError(f"tool_choice names {name!r}, which is not offered; there are {known}")
+            raise InvalidArgumentError(
+                f"tool_choice names {name!r}, which is not offered; there are {known}", param="tool_choice"
+            )
     raise InvalidArgumentError(
         "tool_choice must be 'auto', 'none', 'required', {'type': 'function', 'function': {'name': …}} or "
-        f"{{'type': 'allowed_tools', 'allowed_tools': {{'mode': …, 'tools': […]}}}}, not {choice!r}"
+        f"{{'type': 'allowed_tools', 'allowed_tools': {{'mode': …, 'tools': […]}}}}, not {choice!r}",
+        param="tool_choice",
     )
 
 

@@ -71,7 +71,7 @@ def use_config(ctx: typer.Context, path: Path | None, function: Callable[..., No
         function: The function of the command, whose annotations say of what kind each flag is.
     """
     if path is not None and not ctx.resilient_parsing:
-        config = read_config(path, _keys(ctx, function), extra=MODEL_KEYS)
+        config = read_config(path, config_keys(ctx, function), extra=MODEL_KEYS)
         ctx.meta[_META] = config
         ctx.default_map = {**(ctx.default_map or {}), **config.values}
     return path
@@ -154,7 +154,7 @@ def _parse(path: Path) -> dict[str, Any]:
     return found
 
 
-def _keys(ctx: typer.Context, function: Callable[..., None]) -> dict[str, Key]:
+def config_keys(ctx: typer.Context, function: Callable[..., None]) -> dict[str, Key]:
     """The flags of a command, by all of their names, without dashes in front."""
     annotations = {name: one.annotation for name, one in inspect.signature(function).parameters.items()}
     keys: dict[str, Key] = {}

@@ -12,17 +12,21 @@ import copy
 import dataclasses
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_type_hints
 
 import typer
+
+from pyllm.params import Parameter, sampling_numbers
 
 # llama.cpp takes the largest 32-bit number for "choose one".
 MAX_SEED = 2**32 - 2
 _AUTO = -2  # layers: as many as fit
+_ANY = 1e30  # a limit that is none
 _MODEL = "Model and context"
 _SAMPLING = "Sampling"
 _STRUCTURE = "Structure"
@@ -135,72 +139,42 @@ class ModelOptions:
         return adapters
 
 
+def _field(one: Parameter) -> str:
+    """The name of a number among the options: its first flag."""
+    return one.flags[0].lstrip("-").replace("-", "_")
+
+
+def _number_options() -> type[Any]:
+    """The flags of all numbers of :class:`pyllm.SamplingParams`, from their declarations."""
+    fields: list[tuple[str, Any, Any]] = []
+    for one in sampling_numbers().values():
+        if not one.flags:
+            continue
+        # llama.cpp's flags take 0 where a number must be greater than that: it is off then.
+        low = None if one.low <= -_ANY else math.floor(one.low)
+        high = None if one.high >= 2**31 - 1 else one.high
+        option = _sampling(*one.flags, min=low, max=high, help=one.help)
+        fields.append((_field(one), Annotated[one.kind | None, option], None))
+    return dataclasses.make_dataclass("_NumberOptions", fields, frozen=True, kw_only=True)
+
+
+if TYPE_CHECKING:
+
+    class _NumberOptions:
+        pass
+
+else:
+    _NumberOptions = _number_options()
+
+
 @dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(_NumberOptions):
     """How tokens are chosen."""
 
-    temp: Annotated[
-        float | None, _sampling("--temp", "--temperature", min=0, help="Temperature; 0: always the likeliest.")
-    ] = None
-    top_k: Annotated[int | None, _sampling("--top-k", help="Keep the k likeliest tokens; 0 keeps all.")] = None
-    top_p: Annotated[
-        float | None, _sampling("--top-p", min=0, max=1, help="Keep the likeliest tokens up to this probability.")
-    ] = None
-    min_p: Annotated[
-        float | None,
-        _sampling("--min-p", min=0, max=1, help="Keep tokens with this share of the best one's probability."),
-    ] = None
-    top_n_sigma: Annotated[
-        float | None, _sampling("--top-nsigma", "--top-n-sigma", help="Keep logits so near the best one.")
-    ] = None
-    typical: Annotated[
-        float | None, _sampling("--typical", "--typical-p", min=0, max=1, help="Locally typical sampling; 1 is off.")
-    ] = None
-    xtc_probability: Annotated[
-        float | None, _sampling("--xtc-probability", min=0, max=1, help="Probability of leaving out likely tokens.")
-    ] = None
-    xtc_threshold: Annotated[
-        float | None, _sampling("--xtc-threshold", min=0, max=1, help="From which probability on XTC does so.")
-    ] = None
-    repeat_last_n: Annotated[
-        int | None, _sampling("--repeat-last-n", min=0, help="Tokens that the penalties look back at.")
-    ] = None
-    repeat_penalty: Annotated[
-        float | None, _sampling("--repeat-penalty", min=0, help="Divides logits of tokens seen; 1 is off.")
-    ] = None
-    presence_penalty: Annotated[
-        float | None, _sampling("--presence-penalty", help="Subtracted once for tokens seen; 0 is off.")
-    ] = None
-    frequency_penalty: Annotated[
-        float | None, _sampling("--frequency-penalty", help="Subtracted for each occurrence; 0 is off.")
-    ] = None
-    dry_multiplier: Annotated[
-        float | None, _sampling("--dry-multiplier", min=0, help="Strength of DRY against repetition; 0 is off.")
-    ] = None
-    dry_base: Annotated[float | None, _sampling("--dry-base", min=0, help="DRY's base.")] = None
-    dry_allowed_length: Annotated[
-        int | None, _sampling("--dry-allowed-length", min=0, help="Repetitions so long are free for DRY.")
-    ] = None
-    dry_penalty_last_n: Annotated[
-        int | None, _sampling("--dry-penalty-last-n", min=0, help="Tokens that DRY looks back at.")
-    ] = None
     dry_sequence_breaker: Annotated[
         list[str] | None,
         _sampling("--dry-sequence-breaker", help="A text that ends a repetition for DRY; may be repeated; none."),
     ] = None
-    adaptive_target: Annotated[
-        float | None, _sampling("--adaptive-target", max=1, help="Adaptive-p: tokens near this probability.")
-    ] = None
-    adaptive_decay: Annotated[
-        float | None, _sampling("--adaptive-decay", min=0, max=0.99, help="How slowly adaptive-p follows.")
-    ] = None
-    dynatemp_range: Annotated[
-        float | None, _sampling("--dynatemp-range", min=0, help="The temperature varies by so much; 0 is off.")
-    ] = None
-    dynatemp_exp: Annotated[float | None, _sampling("--dynatemp-exp", help="How entropy becomes a temperature.")] = None
-    mirostat: Annotated[int | None, _sampling("--mirostat", min=0, max=2, help="Mirostat 1 or 2; 0 is off.")] = None
-    mirostat_lr: Annotated[float | None, _sampling("--mirostat-lr", min=0, help="Mirostat's eta.")] = None
-    mirostat_ent: Annotated[float | None, _sampling("--mirostat-ent", min=0, help="Mirostat's tau.")] = None
     logit_bias: Annotated[
         list[str] | None,
         _sampling("--logit-bias", "-l", metavar="ID+BIAS", help="15043+1: likelier; 15043-inf: never."),
@@ -220,30 +194,8 @@ class SamplingOptions:
     def arguments(self) -> dict[str, Any]:
         """Fields of :class:`pyllm.SamplingParams`; what was not given is not among them."""
         values: dict[str, Any] = {
-            "temperature": self.temp,
-            "top_k": self.top_k,
-            "top_p": self.top_p,
-            "min_p": self.min_p,
-            "top_n_sigma": self.top_n_sigma,
-            "typical_p": self.typical,
-            "xtc_probability": self.xtc_probability,
-            "xtc_threshold": self.xtc_threshold,
-            "repeat_last_n": self.repeat_last_n,
-            "repeat_penalty": self.repeat_penalty,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "dry_multiplier": self.dry_multiplier,
-            "dry_base": self.dry_base,
-            "dry_allowed_length": self.dry_allowed_length,
-            "dry_penalty_last_n": self.dry_penalty_last_n,
+            **{one.name: getattr(self, _field(one)) for one in sampling_numbers().values() if one.flags},
             "dry_sequence_breakers": _breakers(self.dry_sequence_breaker),
-            "adaptive_target": self.adaptive_target,
-            "adaptive_decay": self.adaptive_decay,
-            "dynatemp_range": self.dynatemp_range,
-            "dynatemp_exponent": self.dynatemp_exp,
-            "mirostat": self.mirostat,
-            "mirostat_eta": self.mirostat_lr,
-            "mirostat_tau": self.mirostat_ent,
             "logit_bias": dict(map(_bias, self.logit_bias)) if self.logit_bias else None,
             "samplers": self._samplers(),
             "seed": None if self.seed == -1 else self.seed,
@@ -262,6 +214,11 @@ class SamplingOptions:
                 known = ", ".join(f"{one} {name}" for one, name in SAMPLER_LETTERS.items())
                 raise typer.BadParameter(f"--sampler-seq has no letter {letter!r}; there are {known}")
         return [SAMPLER_LETTERS[letter] for letter in self.sampler_seq]
+
+
+def sampling_variables() -> dict[str, str]:
+    """Variables of the environment for the fields of :class:`SamplingOptions`; llama-server reads them."""
+    return {_field(one): one.variable for one in sampling_numbers().values() if one.flags and one.variable is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from pyllm.cli.http_options import ChatOptions, HTTPOptions
 from pyllm.cli.llama_server_flags import AcceptedOptions
 from pyllm.cli.loading_options import LoadingOptions
 from pyllm.cli.models import find_companions, find_model
-from pyllm.cli.options import ModelOptions, SamplingOptions, read_text, with_options
+from pyllm.cli.options import ModelOptions, SamplingOptions, read_text, sampling_variables, with_options
 from pyllm.cli.output import note, set_verbose
 from pyllm.cli.serve_models import FetchOptions, WantedModel, parse_bytes, wanted_models
 from pyllm.cli.speculation import SpeculationOptions
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from socket import socket
 
     from pyllm.server import Settings
-    from pyllm.server.models.loader import ModelSpec
-    from pyllm.server.models.pool import Models
+    from pyllm.server.loader import ModelSpec
+    from pyllm.server.pool import Models
 
 # The verbosity of llama-server from which on it logs what pyllm does under --verbose.
 _VERBOSE = 4
@@ -59,13 +59,7 @@ _VARIABLES: dict[str, str | list[str]] = {
     "cache_type_v": "LLAMA_ARG_CACHE_TYPE_V",
     "flash_attn": "LLAMA_ARG_FLASH_ATTN",
     "model_draft": ["LLAMA_ARG_SPEC_DRAFT_MODEL", "LLAMA_ARG_SPEC_DRAFT_HF_REPO"],
-    "temp": "LLAMA_ARG_TEMPERATURE",
-    "top_k": "LLAMA_ARG_TOP_K",
-    "top_p": "LLAMA_ARG_TOP_P",
-    "min_p": "LLAMA_ARG_MIN_P",
-    "repeat_penalty": "LLAMA_ARG_REPEAT_PENALTY",
-    "presence_penalty": "LLAMA_ARG_PRESENCE_PENALTY",
-    "frequency_penalty": "LLAMA_ARG_FREQUENCY_PENALTY",
+    **sampling_variables(),
 }
 
 
@@ -318,7 +312,7 @@ def serve(
         note(f"error: the server needs {error.name}: {install_command(extra='serve')}")
         raise typer.Exit(1) from error
     from pyllm.server import make_app
-    from pyllm.server.models.loader import serve_model
+    from pyllm.server.loader import serve_model
 
     warnings = accepted.check()
     fetch.apply()
@@ -405,7 +399,7 @@ def _settings(v: Any) -> Settings:
 
 def _spec(model: WantedModel, v: Any) -> ModelSpec:
     """How a model is loaded and served, by the flags and by its table in the config file."""
-    from pyllm.server.models.loader import ModelSpec
+    from pyllm.server.loader import ModelSpec
 
     path = find_model(v.fetch.file_of(model.reference), yes=v.yes)
     arguments = v.model_options.arguments() | v.loading.arguments()
@@ -441,7 +435,7 @@ def _spec(model: WantedModel, v: Any) -> ModelSpec:
 
 def _loaded(stack: ExitStack, specs: list[ModelSpec], settings: Settings, v: Any) -> Models:
     """Several models, those loaded that are to be there at the start."""
-    from pyllm.server.models.pool import Models
+    from pyllm.server.pool import Models
 
     n_bytes = None if v.memory_budget is None else parse_bytes(v.memory_budget, "--memory-budget")
     models = Models(

@@ -64,13 +64,14 @@ def beam_params(own: Mapping[str, Any], sampling: Mapping[str, Any]) -> BeamPara
     """
     count = 1 if own["num_beams"] is None else own["num_beams"]
     if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
-        raise InvalidArgumentError(f"num_beams must be an integer, at least 1, not {count!r}")
+        raise InvalidArgumentError(f"num_beams must be an integer, at least 1, not {count!r}", param="num_beams")
     penalty, early = own["length_penalty"], own["early_stopping"]
     if count == 1:
         for name in ("length_penalty", "early_stopping"):
             if own[name] is not None:
                 raise InvalidArgumentError(
-                    f"{name}={own[name]!r} would have no effect: it belongs to a beam search, num_beams of at least 2"
+                    f"{name}={own[name]!r} would have no effect: it belongs to a beam search, num_beams of at least 2",
+                    param=name,
                 )
         return None
     for name, nothing in _UNSUPPORTED.items():
@@ -88,10 +89,13 @@ def beam_params(own: Mapping[str, Any], sampling: Mapping[str, Any]) -> BeamPara
         penalty = 1.0
     if isinstance(penalty, bool) or not isinstance(penalty, numbers.Real) or not abs(float(penalty)) <= _MOST_PENALTY:
         raise InvalidArgumentError(
-            f"length_penalty must be a number from -{_MOST_PENALTY} to {_MOST_PENALTY}, not {penalty!r}"
+            f"length_penalty must be a number from -{_MOST_PENALTY} to {_MOST_PENALTY}, not {penalty!r}",
+            param="length_penalty",
         )
     if early is not None and not isinstance(early, bool) and early != "never":
-        raise InvalidArgumentError(f"early_stopping must be True, False or 'never', not {early!r}")
+        raise InvalidArgumentError(
+            f"early_stopping must be True, False or 'never', not {early!r}", param="early_stopping"
+        )
     return BeamParams(int(count), float(penalty), False if early is None else early)
 
 

@@ -286,14 +286,16 @@ def check_context(request: CompletionRequest, context: Context) -> None:
         if have < count:
             raise InvalidArgumentError(
                 f"num_beams={count} needs a sequence for each beam, and the context has {name}={have}: make it with "
-                f"{name}={count}, and n_ctx for all of them"
+                f"{name}={count}, and n_ctx for all of them",
+                param="num_beams",
             )
     cells = cells_needed(request)
     if context.n_ctx == context.n_ctx_seq and cells > context.n_ctx:
         raise InvalidArgumentError(
             f"num_beams={count} of up to {request.limit} tokens behind a prompt of {len(request.ids)} may need {cells} "
             f"cells of the KV cache, and n_ctx={context.n_ctx}: choose max_tokens of at most "
-            f"{(context.n_ctx - len(request.ids)) // count + 1}, or a larger n_ctx"
+            f"{(context.n_ctx - len(request.ids)) // count + 1}, or a larger n_ctx",
+            param="num_beams",
         )
 
 

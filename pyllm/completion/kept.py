@@ -191,5 +191,7 @@ class KeptTexts:
 
 def _bytes(limit: Any) -> int:
     if isinstance(limit, bool) or not isinstance(limit, numbers.Integral) or limit < 0:
-        raise InvalidArgumentError(f"conversation_bytes must be a number of bytes of at least 0, not {limit!r}")
+        raise InvalidArgumentError(
+            f"conversation_bytes must be a number of bytes of at least 0, not {limit!r}", param="conversation_bytes"
+        )
     return int(limit)

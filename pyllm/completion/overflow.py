@@ -40,23 +40,30 @@ class Overflow:
 
     def __init__(self, context: Context, rule: Any = "error", n_keep: Any = None) -> None:
         if rule not in RULES:
-            raise InvalidArgumentError(f"overflow must be one of {', '.join(map(repr, RULES))}, not {rule!r}")
+            raise InvalidArgumentError(
+                f"overflow must be one of {', '.join(map(repr, RULES))}, not {rule!r}", param="overflow"
+            )
         if n_keep is not None:
             if isinstance(n_keep, bool) or not isinstance(n_keep, numbers.Integral) or n_keep < -1:
                 raise InvalidArgumentError(
-                    f"n_keep must be a number of tokens, None, or -1 for the whole prompt, not {n_keep!r}"
+                    f"n_keep must be a number of tokens, None, or -1 for the whole prompt, not {n_keep!r}",
+                    param="n_keep",
                 )
             if rule == "error":
                 raise InvalidArgumentError(
-                    f"n_keep={n_keep} would have no effect: it belongs to overflow='shift' and 'truncate_middle'"
+                    f"n_keep={n_keep} would have no effect: it belongs to overflow='shift' and 'truncate_middle'",
+                    param="n_keep",
                 )
         if rule != "error" and context.model.has_encoder:
-            raise InvalidArgumentError(f"overflow={rule!r} is for models whose prompt stands before the answer")
+            raise InvalidArgumentError(
+                f"overflow={rule!r} is for models whose prompt stands before the answer", param="overflow"
+            )
         if rule == "shift" and not context.memory.can_shift:
             raise InvalidArgumentError(
                 "overflow='shift' cannot be used here: positions cannot be changed in the memory of this model with "
                 "these settings (of a model with a sliding window they can with swa_full=True, and not with "
-                "type_k='bf16')"
+                "type_k='bf16')",
+                param="overflow",
             )
         self.rule = rule
         self.n_keep: int | None = n_keep
@@ -75,7 +82,8 @@ class Overflow:
         most = self.n_ctx - _LEAST_ROOM
         if count > most:
             raise InvalidArgumentError(
-                f"n_keep={self.n_keep} keeps {count} tokens of the prompt, and the context has room for {most}"
+                f"n_keep={self.n_keep} keeps {count} tokens of the prompt, and the context has room for {most}",
+                param="n_keep",
             )
         return count
 

@@ -20,7 +20,7 @@ from pyllm.completion.overflow import ENDLESS, Overflow
 from pyllm.core.sampler import Chain, Sampler
 from pyllm.core.text_stream import TextStream
 from pyllm.core.vocab import Vocab
-from pyllm.errors import InvalidArgumentError
+from pyllm.errors import InvalidArgumentError, PromptTooLongError
 from pyllm.params import SamplingParams, field_names, unknown_argument
 from pyllm.processors.base import as_processors
 from pyllm.sampling import build_chain, new_seed
@@ -190,7 +190,9 @@ def _max_tokens(value: int | None) -> int | None:
     if value is None or value == -1:
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 0:
-        raise InvalidArgumentError(f"max_tokens must be at least 0, or None or -1 for no limit, not {value!r}")
+        raise InvalidArgumentError(
+            f"max_tokens must be at least 0, or None or -1 for no limit, not {value!r}", param="max_tokens"
+        )
     return int(value)
 
 
@@ -201,7 +203,8 @@ def _number_of_texts(own: dict[str, Any]) -> tuple[str, Any]:
     if own["n"] not in (1, own["num_return_sequences"]):
         raise InvalidArgumentError(
             f"n={own['n']!r} and num_return_sequences={own['num_return_sequences']!r} are two names of one number: "
-            "give one of them"
+            "give one of them",
+            param="n",
         )
     return "num_return_sequences", own["num_return_sequences"]
 
@@ -210,13 +213,15 @@ def _check_count(name: str, value: Any, low: int, high: int | None) -> int:
     accepted = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not accepted or value < low or (high is not None and value > high):
         limits = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}", param=name)
     return int(value)
 
 
 def _criteria(value: Any) -> list[StoppingCriterion]:
     if value is not None and not callable(value) and not isinstance(value, Iterable):
-        raise InvalidArgumentError(f"stopping_criteria must be a function or several, not {value!r}")
+        raise InvalidArgumentError(
+            f"stopping_criteria must be a function or several, not {value!r}", param="stopping_criteria"
+        )
     criteria = [] if value is None else [value] if callable(value) else list(value)
     for criterion in criteria:
         if not callable(criterion):
@@ -227,7 +232,7 @@ def _criteria(value: Any) -> list[StoppingCriterion]:
 def _stop(value: Any) -> tuple[str | bytes, ...]:
     stop = () if value is None else (value,) if isinstance(value, (str, bytes)) else value
     if not isinstance(stop, Iterable):
-        raise InvalidArgumentError(f"stop must be a text or a list of texts, not {value!r}")
+        raise InvalidArgumentError(f"stop must be a text or a list of texts, not {value!r}", param="stop")
     result = tuple(stop)
     with _encoded("stop"):
         TextStream(result)  # its errors are raised now
@@ -247,7 +252,7 @@ def _prompt_ids(
     host: GenerationHost, prompt: str | bytes | Tokens, suffix: Any, suffix_first: Any
 ) -> NDArray[np.int32]:
     if suffix_first and suffix is None:
-        raise InvalidArgumentError("spm_infill=True would have no effect: it belongs to a suffix")
+        raise InvalidArgumentError("spm_infill=True would have no effect: it belongs to a suffix", param="spm_infill")
     if suffix is not None:
         if not isinstance(prompt, (str, bytes)) or not isinstance(suffix, (str, bytes)):
             raise InvalidArgumentError("with a suffix, prompt and suffix must be texts")
@@ -264,9 +269,11 @@ def _prompt_ids(
 def _room(host: GenerationHost, n_prompt: int) -> int:
     n_ctx = host.context.n_ctx_seq
     if n_prompt > n_ctx:
-        raise InvalidArgumentError(
+        raise PromptTooLongError(
             f"the prompt has {n_prompt} tokens and the context holds n_ctx={n_ctx}; "
-            "shorten it, or make the Llama with a larger n_ctx"
+            "shorten it, or make the Llama with a larger n_ctx",
+            n_tokens=n_prompt,
+            n_ctx=n_ctx,
         )
     # An encoder-decoder's answer begins with a token of its own.
     return n_ctx - 1 if host.model.has_encoder else n_ctx - n_prompt

@@ -38,12 +38,14 @@ class CompletionSession:
         if streamed and self.request.best_of > self.request.n:
             raise InvalidArgumentError(
                 f"best_of={self.request.best_of} with n={self.request.n} chooses when all texts are complete; "
-                "it cannot be streamed"
+                "it cannot be streamed",
+                param="best_of",
             )
         if streamed and self.request.beams is not None:
             raise InvalidArgumentError(
                 f"num_beams={self.request.beams.num_beams}: a beam search knows its texts when it is complete; "
-                "it cannot be streamed"
+                "it cannot be streamed",
+                param="num_beams",
             )
         self.call = Call(OWNER.get())
         self.runs: list[SingleRun] = []

@@ -105,9 +105,11 @@ def vectors_ask(
     check_overflow(overflow)
     scores = kind == PoolingType.RANK
     if overflow == "mean" and kind in (PoolingType.RANK, PoolingType.NONE):
-        raise InvalidArgumentError(f"pooling={kind.name.lower()!r} has no mean of windows: use overflow='truncate'")
+        raise InvalidArgumentError(
+            f"pooling={kind.name.lower()!r} has no mean of windows: use overflow='truncate'", param="pooling"
+        )
     if scores and dimensions is not None:
-        raise InvalidArgumentError("pooling='rank' gives scores, which have no dimensions to cut")
+        raise InvalidArgumentError("pooling='rank' gives scores, which have no dimensions to cut", param="pooling")
     n_embd = len(model.cls_labels) or 1 if scores else model.n_embd_out
     kept = check_dimensions(dimensions, n_embd)
     texts, alone = several(input)
@@ -136,7 +138,9 @@ def response_ask(
 ) -> Ask[EmbeddingResponse]:
     """Vectors in the shape of OpenAI's API; see :meth:`pyllm.Llama.create_embedding`."""
     if encoding_format not in ("float", "base64"):
-        raise InvalidArgumentError(f"encoding_format={encoding_format!r} is not one of 'float', 'base64'")
+        raise InvalidArgumentError(
+            f"encoding_format={encoding_format!r} is not one of 'float', 'base64'", param="encoding_format"
+        )
     ask = vectors_ask(asked, input, **arguments)
     if ask.pooling == PoolingType.NONE:
         raise InvalidArgumentError("with pooling='none' a text has a vector for each token: use embed()")
@@ -163,17 +167,19 @@ def ranks_ask(
     """Documents ranked for a query; see :meth:`pyllm.Llama.rerank`."""
     check_overflow(overflow, ("error", "truncate"))
     if by not in ("model", "embedding"):
-        raise InvalidArgumentError(f"by={by!r} is not one of 'model', 'embedding'")
+        raise InvalidArgumentError(f"by={by!r} is not one of 'model', 'embedding'", param="by")
     if top_n is not None:
         check_positive("top_n", top_n)
     if isinstance(documents, (str, bytes)):
-        raise InvalidArgumentError("documents must be several texts: put a single one into a list")
+        raise InvalidArgumentError("documents must be several texts: put a single one into a list", param="documents")
     if isinstance(documents, Mapping) or not isinstance(documents, Iterable):
-        raise InvalidArgumentError(f"documents must be several texts, not {type(documents).__name__}")
+        raise InvalidArgumentError(
+            f"documents must be several texts, not {type(documents).__name__}", param="documents"
+        )
     texts = list(documents)
     for name, text in [("the query", query), *((f"document {i}", text) for i, text in enumerate(texts))]:
         if not isinstance(text, (str, bytes)):
-            raise InvalidArgumentError(f"{name} must be str or bytes, not {type(text).__name__}")
+            raise InvalidArgumentError(f"{name} must be str or bytes, not {type(text).__name__}", param=name)
     if not query:
         raise InvalidArgumentError("the query is empty")
     ask = (_scores_by_model if by == "model" else _scores_by_embedding)(asked, query, texts, overflow)
@@ -189,7 +195,7 @@ def ranks_ask(
 def check_positive(name: str, value: Any) -> None:
     """Raise InvalidArgumentError unless this is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise InvalidArgumentError(f"{name} must be an integer of at least 1, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be an integer of at least 1, not {value!r}", param=name)
 
 
 def _scores_by_model(

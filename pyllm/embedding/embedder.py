@@ -275,7 +275,8 @@ class Embedder:
         if pooling == PoolingType.CLS and self._sees_behind(context):
             raise InvalidArgumentError(
                 "pooling='cls' takes the vector of the first token, which in this model knows nothing of the others: "
-                "use 'last' or 'mean', or make the Llama with attention_type='non_causal'"
+                "use 'last' or 'mean', or make the Llama with attention_type='non_causal'",
+                param="pooling",
             )
         if longest > one.longest:
             size = self.n_batch(pooling)

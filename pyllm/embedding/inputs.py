@@ -42,7 +42,9 @@ def several(value: Text | Texts, what: str = "input") -> tuple[list[Text], bool]
     if is_one(value):
         return [value], True
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
-        raise InvalidArgumentError(f"{what} must be text, token ids, or a list of these, not {type(value).__name__}")
+        raise InvalidArgumentError(
+            f"{what} must be text, token ids, or a list of these, not {type(value).__name__}", param=what
+        )
     texts: list[Any] = list(value)
     return texts, False
 
@@ -65,10 +67,12 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool, blank
     """
     if is_text(text):
         if not text and not blank:
-            raise InvalidArgumentError(f"{name} is empty: there is nothing to embed")
+            raise InvalidArgumentError(f"{name} is empty: there is nothing to embed", param=name)
         tokens = vocab.tokenize_array(text, parse_special=parse_special)
         if len(tokens) == 0 and blank:
-            raise InvalidArgumentError(f"{name} is empty, and the model puts no tokens around it: it has no vector")
+            raise InvalidArgumentError(
+                f"{name} is empty, and the model puts no tokens around it: it has no vector", param=name
+            )
         if len(parts_of(tokens, vocab)[1]) == 0 and not blank:
             raise InvalidArgumentError(f"{name} has no tokens of its own: there is nothing to embed")
         return tokens
@@ -77,12 +81,13 @@ def tokens_of(vocab: Vocab, text: Text, name: str, *, parse_special: bool, blank
         raise InvalidArgumentError(
             f"{name} is empty: there is nothing to embed"
             if empty
-            else f"{name} must be text or token ids, not {type(text).__name__}"
+            else f"{name} must be text or token ids, not {type(text).__name__}",
+            param=name,
         )
     try:
         tokens = vocab.as_token_array(cast("Any", text))
     except (TypeError, ValueError) as error:
-        raise InvalidArgumentError(f"{name}: {error.args[0]}") from error
+        raise InvalidArgumentError(f"{name}: {error.args[0]}", param=name) from error
     if len(tokens) == 0:
-        raise InvalidArgumentError(f"{name} is empty: there is nothing to embed")
+        raise InvalidArgumentError(f"{name} is empty: there is nothing to embed", param=name)
     return tokens

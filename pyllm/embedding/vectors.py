@@ -30,7 +30,8 @@ def norm_of(normalize: Normalize) -> int | None:
     if isinstance(normalize, (int, np.integer)) and -1 <= normalize <= 100:
         return None if normalize == -1 else int(normalize)
     raise InvalidArgumentError(
-        f"normalize={normalize!r} is neither True, False, {', '.join(map(repr, _NAMES))}, nor the p of a p-norm"
+        f"normalize={normalize!r} is neither True, False, {', '.join(map(repr, _NAMES))}, nor the p of a p-norm",
+        param="normalize",
     )
 
 
@@ -43,9 +44,11 @@ def check_dimensions(dimensions: int | None, n_embd: int) -> int:
     if dimensions is None:
         return n_embd
     if isinstance(dimensions, bool) or not isinstance(dimensions, (int, np.integer)):
-        raise InvalidArgumentError(f"dimensions must be an integer, not {dimensions!r}")
+        raise InvalidArgumentError(f"dimensions must be an integer, not {dimensions!r}", param="dimensions")
     if not 1 <= dimensions <= n_embd:
-        raise InvalidArgumentError(f"dimensions must be from 1 to n_embd={n_embd}, not {dimensions}")
+        raise InvalidArgumentError(
+            f"dimensions must be from 1 to n_embd={n_embd}, not {dimensions}", param="dimensions"
+        )
     return int(dimensions)
 
 

@@ -53,7 +53,9 @@ class Plan:
 def check_overflow(overflow: str, allowed: tuple[str, ...] = get_args(Overflow)) -> None:
     """Raise InvalidArgumentError unless this is one of the rules."""
     if overflow not in allowed:
-        raise InvalidArgumentError(f"overflow={overflow!r} is not one of {', '.join(map(repr, allowed))}")
+        raise InvalidArgumentError(
+            f"overflow={overflow!r} is not one of {', '.join(map(repr, allowed))}", param="overflow"
+        )
 
 
 def plan(

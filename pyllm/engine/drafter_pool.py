@@ -63,7 +63,9 @@ class DrafterPool:
         n_gpu_layers: int | None = None,
     ) -> None:
         if isinstance(up_to, bool) or not isinstance(up_to, int) or up_to < 1:
-            raise InvalidArgumentError(f"speculate_up_to must be an integer, at least 1, not {up_to!r}")
+            raise InvalidArgumentError(
+                f"speculate_up_to must be an integer, at least 1, not {up_to!r}", param="speculate_up_to"
+            )
         if draft is context.model:
             raise InvalidArgumentError("a model cannot draft for itself: it would only compute everything twice")
         self.context = context
@@ -132,7 +134,9 @@ class DrafterPool:
         try:
             hash(params)
         except TypeError as cause:
-            raise InvalidArgumentError(f"speculative: numbers and names are needed, not {params!r}") from cause
+            raise InvalidArgumentError(
+                f"speculative: numbers and names are needed, not {params!r}", param="speculative"
+            ) from cause
         with self._checking:
             if params in self._checked:
                 return

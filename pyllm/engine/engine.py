@@ -121,9 +121,13 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
         ):  # fmt: skip
             _check_count(name, value, most)
         if n_batch < n_parallel:
-            raise InvalidArgumentError(f"n_batch={n_batch} must have room for a token of n_parallel={n_parallel} texts")
+            raise InvalidArgumentError(
+                f"n_batch={n_batch} must have room for a token of n_parallel={n_parallel} texts", param="n_batch"
+            )
         if target_ms is not None and not target_ms > 0:
-            raise InvalidArgumentError(f"target_ms must be greater than 0, or None, not {target_ms!r}")
+            raise InvalidArgumentError(
+                f"target_ms must be greater than 0, or None, not {target_ms!r}", param="target_ms"
+            )
         host_bytes = check_host_bytes(host_cache_bytes)
         of_model, of_context = split_arguments(params, "Engine()", ModelParams, ContextParams, owner=Engine)
         self._owns_model = not isinstance(model, Model)
@@ -255,14 +259,15 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             ClosedError: The engine has been closed.
         """
         if isinstance(priority, bool) or not isinstance(priority, int):
-            raise InvalidArgumentError(f"priority must be an integer, not {priority!r}")
+            raise InvalidArgumentError(f"priority must be an integer, not {priority!r}", param="priority")
         if not self.generates:
             raise InvalidArgumentError(f"{self.model.path!r} makes vectors and no texts: ask it with embed()")
         asked = CompletionRequest(self, prompt, arguments)
         if deterministic and asked.overflow.rule == "shift":
             raise InvalidArgumentError(
                 "a deterministic request cannot be combined with overflow='shift': what a shift keeps depends on when "
-                "the context was full"
+                "the context was full",
+                param="overflow",
             )
         adapters, wanted_slot = self._adapters.chosen(lora), self._core.slots.wanted(slot)
         with self._lock:
@@ -491,4 +496,4 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
 def _check_count(name: str, value: Any, most: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1 or (most is not None and value > most):
         limits = "at least 1" if most is None else f"from 1 to {most}"
-        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}")
+        raise InvalidArgumentError(f"{name} must be an integer, {limits}, not {value!r}", param=name)

@@ -163,5 +163,8 @@ def check_host_bytes(value: Any) -> int:
         available = host_memory().available
         return min(_MOST_BYTES, (8 << 30 if available is None else available) // 8)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise InvalidArgumentError(f"host_cache_bytes must be a number of bytes of at least 0, or None, not {value!r}")
+        raise InvalidArgumentError(
+            f"host_cache_bytes must be a number of bytes of at least 0, or None, not {value!r}",
+            param="host_cache_bytes",
+        )
     return value

@@ -97,7 +97,9 @@ class Slots:
             InvalidArgumentError: There is no such slot.
         """
         if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(self._slots):
-            raise InvalidArgumentError(f"slot must be a number from 0 to {len(self._slots) - 1}, not {number!r}")
+            raise InvalidArgumentError(
+                f"slot must be a number from 0 to {len(self._slots) - 1}, not {number!r}", param="slot"
+            )
         return number
 
     def wanted(self, number: int | None) -> int | None:

@@ -4,8 +4,9 @@
     >>> from pyllm.server import Settings, make_app
     >>> app = make_app(Engine("smollm2"), Settings(api_keys=("secret",)))
 
-``app`` is an ASGI application for any server; ``pyllm serve`` runs it with uvicorn. Each endpoint has a folder:
-``protocol`` reads what a request says, ``serving`` has the engine do it, ``route`` is its place in the application.
+``app`` is an ASGI application for any server; ``pyllm serve`` runs it with uvicorn. Each API is a module: its wire
+types, which :mod:`pyllm.server.wire` decodes and describes; the conversion to what the engine takes; handlers and
+routes.
 """
 
 from __future__ import annotations

@@ -6,38 +6,65 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pyllm.embedding.methods import EmbeddingMethods
 from pyllm.engine import Engine
 from pyllm.errors import InvalidArgumentError
+from pyllm.server import (
+    admin,
+    chat,
+    completions,
+    embeddings,
+    messages,
+    native,
+    page,
+    responses,
+    slots,
+    tokens,
+)
 from pyllm.server.auth import HostMiddleware, HostNames, KeyMiddleware, Keys, PageMiddleware
-from pyllm.server.chat.route import ROUTES as CHAT
-from pyllm.server.completions.route import ROUTES as COMPLETIONS
-from pyllm.server.embeddings.route import ROUTES as EMBEDDINGS
-from pyllm.server.errors import HANDLERS
-from pyllm.server.health.route import METRICS
-from pyllm.server.health.route import ROUTES as HEALTH
+from pyllm.server.dispatch import choosing
+from pyllm.server.errors import HANDLERS, APIError
 from pyllm.server.log import LogMiddleware
-from pyllm.server.lora.route import ROUTES as LORA
-from pyllm.server.messages.route import ROUTES as MESSAGES
-from pyllm.server.models.dispatch import choosing
-from pyllm.server.models.pool import Models
-from pyllm.server.models.route import MANAGING
-from pyllm.server.models.route import ROUTES as MODELS
-from pyllm.server.native.route import ROUTES as NATIVE
-from pyllm.server.openapi.route import ROUTES as OPENAPI
-from pyllm.server.page.route import ROUTES as PAGE
-from pyllm.server.prefix import PrefixMiddleware
-from pyllm.server.responses.route import ROUTES as RESPONSES
+from pyllm.server.pool import Models
 from pyllm.server.settings import Settings
-from pyllm.server.slots.route import ROUTES as SLOTS
 from pyllm.server.state import ServerState
-from pyllm.server.tokens.route import ROUTES as TOKENS
 
+# The modules of the APIs; each has its routes.
+APIS = (admin, tokens, completions, chat, messages, responses, embeddings, native, slots)
 # What "localhost" stands for among origins: pages from this machine, from whatever port.
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
+
+
+class PrefixMiddleware:
+    """Takes the prefix off each path. Paths without it are not found.
+
+    Args:
+        app: What requests pass to.
+        prefix: The prefix: "/llm", without a slash at the end.
+    """
+
+    def __init__(self, app: ASGIApp, prefix: str) -> None:
+        self.app = app
+        self.prefix = prefix
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"]
+        if path == self.prefix:
+            # What the page names is relative to it: without the slash it would be looked for outside.
+            await RedirectResponse(f"{self.prefix}/")(scope, receive, send)
+            return
+        if not path.startswith(f"{self.prefix}/"):
+            error = APIError(404, f"there is no {path} here: all paths begin with {self.prefix}")
+            await error.response(scope)(scope, receive, send)
+            return
+        await self.app({**scope, "path": path[len(self.prefix) :]}, receive, send)
 
 
 class _CrossOrigin(CORSMiddleware):
@@ -103,27 +130,15 @@ def make_app(
     keys = Keys(settings.api_keys)
     if keys:
         middleware.append(Middleware(KeyMiddleware, keys=keys))
-    routes: list[BaseRoute] = [
-        *HEALTH,
-        *MODELS,
-        *TOKENS,
-        *COMPLETIONS,
-        *CHAT,
-        *MESSAGES,
-        *RESPONSES,
-        *EMBEDDINGS,
-        *NATIVE,
-    ]
-    routes += [*SLOTS, *LORA]
+    routes: list[BaseRoute] = [route for api in APIS for route in api.ROUTES]
     if settings.metrics:
-        routes.append(METRICS)
+        routes.append(admin.METRICS)
     if settings.page:
-        routes += PAGE
-    routes += OPENAPI
+        routes += page.ROUTES
     if models is not None:
-        routes = choosing([*routes, *MANAGING], models)
+        routes = choosing([*routes, *admin.MANAGING], models)
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=HANDLERS)
-    # A redirection would name a path without the prefix, which nobody finds.
+    # A redirection would name a path without the prefix, which does not exist.
     app.router.redirect_slashes = not settings.api_prefix
     app.state.pyllm = state
     app.state.host_names = host_names

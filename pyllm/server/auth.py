@@ -11,7 +11,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pyllm.server.errors import APIError
-from pyllm.server.page.files import PATHS
+from pyllm.server.page import PATHS
 
 # What a load balancer asks, which has no key, and the page, which asks a person for one.
 PUBLIC = frozenset({"/health", "/v1/health", "/ready", *PATHS})

@@ -20,6 +20,7 @@ from pyllm.errors import (
     EmbeddingError,
     GrammarError,
     InvalidArgumentError,
+    PromptTooLongError,
     PyllmError,
     TokenizeError,
     UnknownArgumentError,
@@ -43,9 +44,6 @@ _THEIRS = (
     TokenizeError,
     EmbeddingError,
     UnicodeError,
-)
-_NAMED = re.compile(
-    r"([a-z_]+(?:\[\d+\]|\.[a-z_]+)*)(?:\[\"type\"\])?(?: must |: | is empty|=| has no effect| names | has a key )"
 )
 _ANTHROPIC_KINDS = {
     401: "authentication_error",
@@ -71,7 +69,6 @@ _JSON_WORDS = {
     "tuple": "array",
     "tuples": "arrays",
 }
-_TOO_LONG = re.compile(r"the prompt has (\d+) tokens and the context holds n_ctx=(\d+)")
 
 
 class APIError(Exception):
@@ -177,7 +174,7 @@ def as_api_error(error: BaseException, *, param: str | None = None, retry_after:
 
     Args:
         error: The exception.
-        param: The parameter it came from, where the message begins with none.
+        param: The parameter it came from, where the exception names none.
         retry_after: Seconds after which to come again when the queue is full.
     """
     if isinstance(error, APIError):
@@ -191,9 +188,9 @@ def as_api_error(error: BaseException, *, param: str | None = None, retry_after:
         text = _text(error)
         if isinstance(error, GrammarError):
             return invalid("grammar", text)
-        if found := _TOO_LONG.match(text):
-            return too_long(int(found[1]), int(found[2]), param)
-        return invalid(_parameter(text) or param, text)
+        if isinstance(error, PromptTooLongError):
+            return too_long(error.n_tokens, error.n_ctx, param)
+        return invalid(getattr(error, "param", None) or param, text)
     _log.error("a request failed", exc_info=(type(error), error, error.__traceback__))
     # What went wrong inside is for the log, not for everybody.
     kind = type(error).__name__ if isinstance(error, PyllmError) else "internal error"
@@ -259,14 +256,6 @@ def _text(error: BaseException) -> str:
     if isinstance(error, PyllmError):
         return error.message  # str() of the error has llama.cpp's log below it
     return str(error.args[0]) if error.args else type(error).__name__
-
-
-def _parameter(text: str) -> str | None:
-    """The parameter with which a message begins: "n must be …", "messages[1].content: …"."""
-    if text.startswith("there is no sampler"):
-        return "samplers"
-    match = _NAMED.match(text)
-    return match[1] if match else None
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -20,7 +20,7 @@ from pyllm.server.errors import CLIENT_GONE, REQUEST_ID, as_api_error, speaks_an
 from pyllm.server.state import ServerState
 
 if TYPE_CHECKING:
-    from pyllm.server.models.pool import Models
+    from pyllm.server.pool import Models
 
 _log = logging.getLogger("pyllm.server.access")
 _KEY = "pyllm_log"

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from pyllm.errors import PyllmError
 from pyllm.server.auth import HostNames
 from pyllm.server.connections import watched
-from pyllm.server.models.pool import Models
+from pyllm.server.pool import Models
 from pyllm.server.settings import is_loopback
 from pyllm.server.state import ServerState
 

@@ -1,19 +1,22 @@
-"""Streams of server-sent events, and what happens when nobody reads any more."""
+"""Streams of server-sent events, and what happens when the client does not read them any more."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pyllm.server.active_request import ActiveRequest, Progress, with_progress
 from pyllm.server.errors import CLIENT_GONE, APIError, as_api_error, to_json
+from pyllm.server.log import note
 from pyllm.server.settings import Settings
+from pyllm.types import Chunk
 
 _T = TypeVar("_T")
 
@@ -27,6 +30,75 @@ def event(content: Any, name: str | None = None) -> bytes:
     """One event with JSON as its data."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
     return head + b"data: " + to_json(content) + b"\n\n"
+
+
+class EventWriter:
+    """What the stream of an API consists of: each method gives the next events as bytes, none where that is nothing."""
+
+    def begin(self) -> Iterable[bytes]:
+        """Before the first token."""
+        return ()
+
+    def progress(self, number: int, progress: Progress) -> Iterable[bytes]:
+        """While a prompt is read, where the client wants to know.
+
+        Args:
+            number: The number of the prompt.
+            progress: How far it has been read.
+        """
+        raise NotImplementedError
+
+    def chunk(self, number: int, chunk: Chunk) -> Iterable[bytes]:
+        """For each chunk; the last one of a prompt has its completion.
+
+        Args:
+            number: The number of the prompt.
+            chunk: The chunk.
+        """
+        raise NotImplementedError
+
+    def end(self) -> Iterable[bytes]:
+        """Behind the last chunk."""
+        return ()
+
+    def failed(self, error: APIError) -> bytes:
+        """The event that ends a stream that failed."""
+        return event(error.to_dict())
+
+
+async def stream_events(
+    request: Request, active: ActiveRequest, writer: EventWriter, *, progress: bool = False
+) -> AsyncGenerator[bytes, None]:
+    """The events of a stream, of whatever API; and at its end, however it comes, what the log says of the request.
+
+    Args:
+        request: The HTTP request.
+        active: What is being generated.
+        writer: Writes the events.
+        progress: Whether there are reports of prompts that are being read.
+    """
+    try:
+        for data in writer.begin():
+            yield data
+        async with contextlib.aclosing(with_progress(active, wanted=progress)) as events:
+            async for number, found in events:
+                found_data = (
+                    writer.progress(number, found) if isinstance(found, Progress) else writer.chunk(number, found)
+                )
+                for data in found_data:
+                    yield data
+        for data in writer.end():
+            yield data
+    finally:
+        note(request, **active.report())
+
+
+def stream_response(
+    request: Request, active: ActiveRequest, writer: EventWriter, settings: Settings, *, progress: bool | None = False
+) -> EventStream:
+    """The response whose body :func:`stream_events` makes; see there."""
+    events = stream_events(request, active, writer, progress=bool(progress))
+    return EventStream(events, settings, active.cancel, failed=writer.failed)
 
 
 class EventStream(Response):
@@ -86,7 +158,7 @@ class EventStream(Response):
         try:
             async with contextlib.aclosing(self.events) as events:
                 while True:
-                    # Whatever the events raise is told; what sending raises has nobody to be told to.
+                    # Errors of the events are sent to the client. Errors while sending are dropped: the client is gone.
                     try:
                         data = await anext(events, None)
                     except Exception as error:

@@ -8,18 +8,20 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
+from pyllm.core.backend import llama_commit
 from pyllm.engine import AsyncEngine, Engine
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.metrics import ServerMetrics
 from pyllm.server.sampling import Sizes
 from pyllm.server.settings import Settings
+from pyllm.version import __version__
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from pyllm.core.model import Model
     from pyllm.embedding.methods import EmbeddingMethods
-    from pyllm.server.generation import Generation
+    from pyllm.server.active_request import ActiveRequest
 
 
 class ServerState:
@@ -55,7 +57,7 @@ class ServerState:
         self.alias = settings.alias or os.path.basename(self.model.path)
         self.created = int(time.time())
         self.draining = False
-        self.running: set[Generation] = set()
+        self.running: set[ActiveRequest] = set()
         # They wait for each other anyway, and must not do so in all the threads that others need.
         self.embedding = asyncio.Semaphore(2)
         self.computing = 0
@@ -131,8 +133,8 @@ class ServerState:
 
     def cancel_all(self) -> None:
         """End everything that is being generated."""
-        for generation in list(self.running):
-            generation.cancel()
+        for active in list(self.running):
+            active.cancel()
 
 
 # Where a request finds the model that it named, when the server has several.
@@ -142,3 +144,10 @@ CHOSEN = "pyllm_model"
 def state_of(request: Request) -> ServerState:
     """The state of the application that a request came to; where that has several models, of the one it named."""
     return request.scope.get(CHOSEN) or request.app.state.pyllm  # type: ignore[no-any-return]
+
+
+@functools.cache
+def build_info() -> str:
+    """llama.cpp's commit as llama-server names its builds, and pyllm's version."""
+    # A number of a build has only what was built in llama.cpp's own repository.
+    return f"b0-{llama_commit()}-pyllm-{__version__}"

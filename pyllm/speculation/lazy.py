@@ -47,7 +47,9 @@ class LazySpeculator:
         if value is False:
             return None
         if self._context.model.has_encoder:
-            raise InvalidArgumentError("speculative: drafts are for models whose prompt stands before their text")
+            raise InvalidArgumentError(
+                "speculative: drafts are for models whose prompt stands before their text", param="speculative"
+            )
         return (self.speculator or self._make(None, False)).params(value)
 
     def abort(self) -> None:

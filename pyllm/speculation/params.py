@@ -44,7 +44,9 @@ class SpeculationParams:
         if self.types is not None:
             types = (self.types,) if isinstance(self.types, str) else self.types
             if not isinstance(types, Sequence) or not all(isinstance(name, str) for name in types):
-                raise InvalidArgumentError(f"types must be the name of a way to draft, or several, not {self.types!r}")
+                raise InvalidArgumentError(
+                    f"types must be the name of a way to draft, or several, not {self.types!r}", param="types"
+                )
             object.__setattr__(self, "types", tuple(types))
 
     @property
@@ -93,7 +95,8 @@ def as_params(value: Any, *, has_draft: bool) -> SpeculationParams | None:
     if not isinstance(params, SpeculationParams):
         raise InvalidArgumentError(
             f"speculative must be True, False, a name ({', '.join(map(repr, NAMES))}, or one of llama.cpp's), or "
-            f"SpeculationParams, not {value!r}"
+            f"SpeculationParams, not {value!r}",
+            param="speculative",
         )
     if params.types is None:
         params = dataclasses.replace(params, types=("draft-simple",) if has_draft else ("ngram-simple",))

@@ -108,7 +108,9 @@ def form_of(
 def as_grammar(value: str | Grammar) -> Grammar:
     """A Grammar as it is, a text as one that holds from the first token; checked."""
     if not isinstance(value, (str, Grammar)):
-        raise InvalidArgumentError(f"grammar must be GBNF, or a pyllm.structured.Grammar, not {value!r}")
+        raise InvalidArgumentError(
+            f"grammar must be GBNF, or a pyllm.structured.Grammar, not {value!r}", param="grammar"
+        )
     result = value if isinstance(value, Grammar) else Grammar(value)
     result.check()
     return result
@@ -129,26 +131,37 @@ def _of_format(value: Mapping[str, Any]) -> Form:
     inner = value.get("json_schema")
     if not isinstance(inner, Mapping):
         raise InvalidArgumentError(
-            f'response_format of type "json_schema" needs "json_schema": {{"name": …, "schema": …}}, not {inner!r}'
+            f'response_format of type "json_schema" needs "json_schema": {{"name": …, "schema": …}}, not {inner!r}',
+            param="response_format",
         )
     if "schema" not in inner:
-        raise InvalidArgumentError(f'response_format["json_schema"] has no "schema", only {sorted(inner)}')
+        raise InvalidArgumentError(
+            f'response_format["json_schema"] has no "schema", only {sorted(inner)}', param="response_format"
+        )
     strict = inner.get("strict")
     if strict is not None and not isinstance(strict, bool):
-        raise InvalidArgumentError(f'response_format["json_schema"]["strict"] must be a boolean, not {strict!r}')
+        raise InvalidArgumentError(
+            f'response_format["json_schema"]["strict"] must be a boolean, not {strict!r}', param="response_format"
+        )
     return _of_schema(inner["schema"], strict=bool(strict))
 
 
 def _kind(value: Any) -> str:
     if not isinstance(value, Mapping):
-        raise InvalidArgumentError(f'response_format must be a dict such as {{"type": "json_object"}}, not {value!r}')
+        raise InvalidArgumentError(
+            f'response_format must be a dict such as {{"type": "json_object"}}, not {value!r}', param="response_format"
+        )
     kind = value.get("type")
     if kind not in _FORMATS:
-        raise InvalidArgumentError(f'response_format["type"] must be one of {", ".join(_FORMATS)}, not {kind!r}')
+        raise InvalidArgumentError(
+            f'response_format["type"] must be one of {", ".join(_FORMATS)}, not {kind!r}', param="response_format"
+        )
     return str(kind)
 
 
 def _check_keys(value: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for key in value:
         if key not in known:
-            raise InvalidArgumentError(f"response_format of type {value['type']!r} has no {key!r}, only {known}")
+            raise InvalidArgumentError(
+                f"response_format of type {value['type']!r} has no {key!r}, only {known}", param="response_format"
+            )

@@ -51,10 +51,10 @@ class Grammar:
         for name, kind, what in (("trigger_patterns", str, "texts"), ("trigger_tokens", numbers.Integral, "token ids")):
             value = getattr(self, name)
             if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-                raise InvalidArgumentError(f"{name} must be a tuple, not {value!r}")
+                raise InvalidArgumentError(f"{name} must be a tuple, not {value!r}", param=name)
             items = tuple(value)
             if not all(isinstance(item, kind) for item in items):
-                raise InvalidArgumentError(f"{name} must be {what}, not {items!r}")
+                raise InvalidArgumentError(f"{name} must be {what}, not {items!r}", param=name)
             object.__setattr__(self, name, items)
 
     @property

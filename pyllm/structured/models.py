@@ -51,18 +51,22 @@ def schema_and_parser(source: Any) -> tuple[Any, Parser]:
         try:
             schema = json.loads(source)
         except ValueError as cause:
-            raise InvalidArgumentError(f"json_schema is not JSON: {cause}") from None
+            raise InvalidArgumentError(f"json_schema is not JSON: {cause}", param="json_schema") from None
         except RecursionError:
             raise _too_deep() from None
         if not isinstance(schema, (dict, bool)):
-            raise InvalidArgumentError(f"json_schema must be a JSON object, not {type(schema).__name__}")
+            raise InvalidArgumentError(
+                f"json_schema must be a JSON object, not {type(schema).__name__}", param="json_schema"
+            )
         return _shallow(schema), json.loads
     try:
         return _of_pydantic(source)
     except Exception as cause:
         # Pydantic's own class is known only where it is installed.
         if type(cause).__module__.startswith("pydantic"):
-            raise InvalidArgumentError(f"json_schema: pydantic has no schema for {source!r}: {cause}") from None
+            raise InvalidArgumentError(
+                f"json_schema: pydantic has no schema for {source!r}: {cause}", param="json_schema"
+            ) from None
         raise
 
 
@@ -78,7 +82,8 @@ def _of_type(source: Any) -> tuple[Any, Parser]:
     known = isinstance(source, type) or is_typeddict(source) or dataclasses.is_dataclass(source)
     if not known and not hasattr(source, "__origin__") and type(source).__module__ not in ("typing", "types"):
         raise InvalidArgumentError(
-            f"json_schema must be a schema, as a dict or as JSON, or a pydantic model, not {source!r}"
+            f"json_schema must be a schema, as a dict or as JSON, or a pydantic model, not {source!r}",
+            param="json_schema",
         )
     try:
         from pydantic import TypeAdapter
@@ -92,7 +97,7 @@ def _plain(schema: Mapping[str, Any]) -> Any:
     try:
         return json.loads(json.dumps(schema, default=dict, allow_nan=False))
     except (TypeError, ValueError) as cause:
-        raise InvalidArgumentError(f"json_schema holds what is no JSON: {cause}") from None
+        raise InvalidArgumentError(f"json_schema holds what is no JSON: {cause}", param="json_schema") from None
     except RecursionError:
         raise _too_deep() from None
 
@@ -114,4 +119,6 @@ def _shallow(schema: Any) -> Any:
 
 
 def _too_deep() -> InvalidArgumentError:
-    return InvalidArgumentError(f"json_schema is nested too deep: more than {MAX_LEVELS} arrays and objects")
+    return InvalidArgumentError(
+        f"json_schema is nested too deep: more than {MAX_LEVELS} arrays and objects", param="json_schema"
+    )

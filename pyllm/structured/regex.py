@@ -58,7 +58,7 @@ def _source(pattern: Any) -> tuple[str, int]:
             raise InvalidArgumentError("regex is an expression for bytes; give one for text")
         return pattern.pattern, pattern.flags & ~re.UNICODE
     if not isinstance(pattern, str):
-        raise InvalidArgumentError(f"regex must be text or a compiled expression, not {pattern!r}")
+        raise InvalidArgumentError(f"regex must be text or a compiled expression, not {pattern!r}", param="regex")
     return pattern, 0
 
 
@@ -96,7 +96,9 @@ class _Compiler:
         if kind == "start":
             positions = [position for position in positions if position > 0] or positions
         where = f"at position {positions[0]}: " if positions else ""
-        return InvalidArgumentError(f"{self.what}: {where}{words} cannot be expressed by a grammar: {self.pattern!r}")
+        return InvalidArgumentError(
+            f"{self.what}: {where}{words} cannot be expressed by a grammar: {self.pattern!r}", param=self.what
+        )
 
     def top(self, items: list[Any], flags: int) -> Node:
         if self.search and len(items) == 1 and items[0][0] is sre.BRANCH:

@@ -74,14 +74,18 @@ def schema_grammar(schema: Any, *, strict: bool = True) -> Grammar:
     try:
         text = json_schema_to_grammar(json.dumps(converted.document))
     except GrammarError as cause:
-        raise InvalidArgumentError(f"json_schema: {cause}") from None
+        raise InvalidArgumentError(f"json_schema: {cause}", param="json_schema") from None
     text = _mended(text, converted)
     try:
         never = endless(check(text))
     except GrammarError as cause:
-        raise InvalidArgumentError(f"json_schema makes a grammar that llama.cpp cannot use: {cause}") from None
+        raise InvalidArgumentError(
+            f"json_schema makes a grammar that llama.cpp cannot use: {cause}", param="json_schema"
+        ) from None
     if never:
-        raise InvalidArgumentError("json_schema describes values that never end: something in it requires itself")
+        raise InvalidArgumentError(
+            "json_schema describes values that never end: something in it requires itself", param="json_schema"
+        )
     return Grammar(text, control_tokens=False)
 
 
@@ -151,12 +155,12 @@ class _Converter:
         try:
             root = self.node(self.schema, "$", 0)
         except RecursionError:
-            raise InvalidArgumentError("json_schema is nested too deep") from None
+            raise InvalidArgumentError("json_schema is nested too deep", param="json_schema") from None
         self.document = {**root, "$defs": self.definitions} if self.definitions else root
         return self
 
     def fail(self, path: str, message: str) -> InvalidArgumentError:
-        return InvalidArgumentError(f"json_schema: {path}: {message}")
+        return InvalidArgumentError(f"json_schema: {path}: {message}", param="json_schema")
 
     def cannot(self, path: str, message: str) -> None:
         """What a grammar cannot express."""

@@ -10,7 +10,7 @@ import typer
 from support import programs
 
 from pyllm.cli import serve as module
-from pyllm.cli.config import _keys, read_config
+from pyllm.cli.config import config_keys, read_config
 from pyllm.cli.main import app
 from pyllm.cli.serve_models import parse_bytes
 
@@ -37,7 +37,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         found.extend([*specs, settings, values])
         raise typer.Exit(0)
 
-    monkeypatch.setattr("pyllm.server.models.loader.serve_model", no_model)
+    monkeypatch.setattr("pyllm.server.loader.serve_model", no_model)
     monkeypatch.setattr(module, "_loaded", no_models)
     monkeypatch.setattr("pyllm.server.run.bind", lambda *arguments, **more: [])
     for name in ("PYLLM_CONFIG", "LLAMA_ARG_CTX_SIZE", "LLAMA_ARG_MODEL", "LLAMA_ARG_PORT"):
@@ -248,7 +248,7 @@ def test_every_flag_can_be_a_key(served, write, tiny_models) -> None:
         if parameter.param_type_name == "option" and parameter.name not in ("config", "help"):
             names[parameter.name] = parameter.opts[0].lstrip("-")
     assert len(names) > 80
-    keys = _keys(typer.Context(command), module.serve)
+    keys = config_keys(typer.Context(command), module.serve)
     for name, key in names.items():
         value = {bool: "true", int: "1", float: "1", str: '"1"', Path: '"1"', object: "1"}[keys[key].kind]
         low = keys[key].low

@@ -94,7 +94,7 @@ def warned(monkeypatch: pytest.MonkeyPatch, tiny_models: Any, caplog: pytest.Log
         def run(self) -> None:
             pass
 
-    monkeypatch.setattr("pyllm.server.models.loader.serve_model", lambda spec: _Nothing())
+    monkeypatch.setattr("pyllm.server.loader.serve_model", lambda spec: _Nothing())
     monkeypatch.setattr("pyllm.server.make_app", lambda *arguments, **more: None)
     monkeypatch.setattr("pyllm.server.run.Runner", Runner)
     monkeypatch.setattr("pyllm.server.log.set_up_log", lambda **settings: None)

@@ -20,7 +20,7 @@ from docs.pages import ROOT, Block, blocks
 
 from pyllm.cli.main import app
 from pyllm.engine import Engine
-from pyllm.server.health.route import METRICS, ROUTES
+from pyllm.server.admin import METRICS, ROUTES
 from pyllm.server.metrics import ServerMetrics
 
 PAGE = ROOT / "docs" / "howto" / "deploy.md"

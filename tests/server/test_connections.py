@@ -18,7 +18,7 @@ from support.servers import Served
 from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
-from pyllm.server import Settings, generation, make_app
+from pyllm.server import Settings, active_request, make_app
 from pyllm.server.run import Runner
 
 # More than what lies in small buffers of sockets.
@@ -187,7 +187,7 @@ def test_a_slow_reader_delays_no_other_client(start: Callable[..., Served], engi
 def test_what_is_not_read_is_not_kept_without_end(
     start: Callable[..., Served], engine: Prompted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generation, "MOST_UNREAD", 2000)
+    monkeypatch.setattr(active_request, "MOST_UNREAD", 2000)
     server = shrink(start(engine))
     engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
     before = engine.metrics().n_cancelled
@@ -204,7 +204,7 @@ def test_what_is_not_read_is_not_kept_without_end(
 def test_what_comes_at_once_is_not_taken_for_unread(
     server: Served, engine: Prompted, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
-    monkeypatch.setattr(generation, "MOST_UNREAD", 8000)
+    monkeypatch.setattr(active_request, "MOST_UNREAD", 8000)
     engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
     body = {"prompt": "a b c d " * 100, "max_tokens": 5, "n": 2, "echo": True, "logprobs": 20, "stream": stream}
     said = server.post("/v1/completions", body).text

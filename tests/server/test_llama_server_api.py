@@ -14,8 +14,8 @@ from support import models
 
 from pyllm import Llama
 from pyllm.engine import Engine
+from pyllm.server.admin import MANAGING
 from pyllm.server.app import make_app
-from pyllm.server.models.route import MANAGING
 from pyllm.server.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,8 @@ from support.engines import Prompted, wait_until_idle
 from support.waiting import wait_for
 
 from pyllm.chat.messages import left_out
-from pyllm.server.messages.protocol import MessageAsk
+from pyllm.server.messages import MessagesTokenCountRequest
+from pyllm.server.wire import decode
 
 HELLO = [{"role": "user", "content": "Hello"}]
 WEATHER = {
@@ -208,9 +209,8 @@ def test_documents_and_results_of_a_search_are_text(server, claude) -> None:
         return claude.messages.count_tokens(model="m", messages=messages).input_tokens
 
     for block, expected in zip((document, parts, found), shown.values(), strict=True):
-        ask = MessageAsk({"messages": [{"role": "user", "content": [block, text]}]}, server.state.settings,
-                         server.state.sizes, counts=True)  # fmt: skip
-        assert ask.messages == [{"role": "user", "content": f"{expected}\nIt rains."}]
+        body = {"messages": [{"role": "user", "content": [block, text]}]}
+        assert decode(MessagesTokenCountRequest, body).chat() == [{"role": "user", "content": f"{expected}\nIt rains."}]
         said = n_tokens([{"role": "user", "content": [block]}])
         assert said == n_tokens([{"role": "user", "content": expected}])
         call = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": {}}]}
@@ -227,7 +227,7 @@ def test_documents_and_results_of_a_search_are_text(server, claude) -> None:
     file = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": ""}}
     result = {"type": "tool_result", "tool_use_id": "a", "content": [text, file, document]}
     body = {"messages": [*HELLO, {"role": "user", "content": [result]}]}
-    content = MessageAsk(body, server.state.settings, server.state.sizes, counts=True).messages[-1]["content"]
+    content = decode(MessagesTokenCountRequest, body).chat()[-1]["content"]
     assert content == f"It rains.\n{left_out('document')}\n{shown['document']}"
     for source, name in (
         ({"type": "base64", "media_type": "application/pdf", "data": ""}, "base64"),

@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from support.waiting import LIMIT
 
-from pyllm.server import Settings
+from pyllm.server import Settings, pool
 from pyllm.server.errors import APIError
-from pyllm.server.models import pool
-from pyllm.server.models.loader import ModelSpec, Served, Survey
-from pyllm.server.models.pool import Models
+from pyllm.server.loader import ModelSpec, Served, Survey
+from pyllm.server.pool import Models
 
 SIZES = {"a": 3, "b": 4, "c": 5, "d": 1, "e": 8}
 ROOM = 9

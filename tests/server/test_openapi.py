@@ -11,9 +11,8 @@ from starlette.routing import Route
 from support.servers import Served
 
 from pyllm import Llama, Model
-from pyllm.server.models.route import MANAGING
-from pyllm.server.openapi.document import make_document, plain_path
-from pyllm.server.openapi.operations import operation_of
+from pyllm.server.admin import MANAGING
+from pyllm.server.openapi import Endpoint, make_document, plain_path
 
 CHAT = [{"role": "user", "content": "the cat"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -116,8 +115,8 @@ def test_every_route_is_described(described) -> None:
     server, document = described
     routes = [route for route in server.runner.config.loaded_app.app.routes if isinstance(route, Route)]
     found = {(method, plain_path(route.path)) for route in routes for method in (route.methods or set()) - {"HEAD"}}
-    for method, path in found:
-        assert operation_of(method, path), f"{method} {path} is not described in pyllm/server/openapi/operations.py"
+    for route in routes:
+        assert isinstance(route, Endpoint), f"{route.path} does not say what it takes and gives"
     listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert listed == found
 
@@ -181,7 +180,7 @@ def test_keys(start: Callable[..., Served], engine: Any) -> None:
 
 def test_routes_that_only_some_servers_have() -> None:
     for route in MANAGING:
-        assert operation_of("POST", plain_path(route.path))
+        assert route.operation.takes and route.operation.gives
 
 
 def test_paths_that_begin_with_something(start: Callable[..., Served], engine: Any) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from support.servers import Served
 
-from pyllm.server.page.files import FILES, File
+from pyllm.server.page import FILES, File
 
 FOLDER = Path(__file__).resolve().parents[2]
 NAMES = [file.name for file in FILES]

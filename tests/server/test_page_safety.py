@@ -17,8 +17,8 @@ from support.servers import Served
 from support.waiting import wait_for
 
 from pyllm.server import Settings, make_app
-from pyllm.server.models.loader import ModelSpec
-from pyllm.server.models.pool import Models
+from pyllm.server.loader import ModelSpec
+from pyllm.server.pool import Models
 from pyllm.server.run import Runner
 
 pytestmark = pytest.mark.slow

@@ -17,11 +17,12 @@ from support.waiting import wait_for
 from pyllm.chat.request import ChatRequest
 from pyllm.errors import InvalidArgumentError
 from pyllm.server import Settings
-from pyllm.server.chat.protocol import ChatAsk
+from pyllm.server.chat import ChatCompletionRequest
 from pyllm.server.log import set_up_log
-from pyllm.server.messages.protocol import MessageAsk
-from pyllm.server.responses.protocol import ResponseAsk
+from pyllm.server.messages import MessagesRequest
+from pyllm.server.responses import ResponseRequest
 from pyllm.server.sampling import Sizes
+from pyllm.server.wire import decode
 
 # ---- prefixes
 
@@ -98,15 +99,15 @@ def test_chats_have_defaults_of_the_server() -> None:
     sizes = Sizes(512, 100, (2,))
     chat = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
     for arguments in (
-        ChatAsk(chat, settings, sizes).arguments,
-        MessageAsk(chat, settings, sizes).arguments,
-        ResponseAsk({"input": "x"}, settings, sizes).arguments,
+        decode(ChatCompletionRequest, chat).arguments(settings, sizes),
+        decode(MessagesRequest, chat).arguments(settings, sizes),
+        decode(ResponseRequest, {"input": "x"}).arguments(settings, sizes),
     ):
         assert arguments["reasoning_format"] == "none"
         assert arguments["chat_template_kwargs"] == {"a": 1, "b": 2}
         assert arguments["chat_template"] == "{{ messages }}"
     own = {**chat, "reasoning_format": "deepseek", "chat_template_kwargs": {"b": 3}}
-    arguments = ChatAsk(own, settings, sizes).arguments
+    arguments = decode(ChatCompletionRequest, own).arguments(settings, sizes)
     assert arguments["reasoning_format"] == "deepseek"
     assert arguments["chat_template_kwargs"] == {"a": 1, "b": 3}
 
@@ -114,8 +115,9 @@ def test_chats_have_defaults_of_the_server() -> None:
 def test_defaults_reach_the_template(engine) -> None:
     template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ mood }}"
     settings = Settings(chat={"chat_template_kwargs": {"mood": "glad"}}, chat_template=template)
-    ask = ChatAsk({"messages": [{"role": "user", "content": "x"}]}, settings, Sizes(512, 100, (2,)))
-    assert ChatRequest(engine, ask.messages, ask.arguments).prompt.prompt.endswith("glad")
+    asked = decode(ChatCompletionRequest, {"messages": [{"role": "user", "content": "x"}]})
+    arguments = asked.arguments(settings, Sizes(512, 100, (2,)))
+    assert ChatRequest(engine, asked.messages, arguments).prompt.prompt.endswith("glad")
 
 
 # ---- a config file

@@ -23,10 +23,9 @@ from support.waiting import LIMIT, wait_for
 
 from pyllm.engine import Engine
 from pyllm.errors import InsufficientMemoryError, InvalidArgumentError
-from pyllm.server import Settings, make_app
-from pyllm.server.models import loader, pool
-from pyllm.server.models.loader import ModelSpec, estimate
-from pyllm.server.models.pool import Models
+from pyllm.server import Settings, loader, make_app, pool
+from pyllm.server.loader import ModelSpec, estimate
+from pyllm.server.pool import Models
 from pyllm.server.run import Runner
 
 

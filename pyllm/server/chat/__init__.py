@@ -1,1 +1,0 @@
-"""Chats: OpenAI's chat completions."""

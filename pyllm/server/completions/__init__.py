@@ -1,1 +1,0 @@
-"""Texts that go on: OpenAI's completions."""

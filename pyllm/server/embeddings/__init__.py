@@ -1,1 +1,0 @@
-"""Vectors of texts, and documents ranked for a query."""

@@ -1,1 +1,0 @@
-"""Whether the server is there and takes requests, and its numbers."""

@@ -1,1 +1,0 @@
-"""The LoRA adapters of the server: which there are, and with which scales."""

@@ -1,1 +1,0 @@
-"""Chats in the shape of Anthropic's API."""

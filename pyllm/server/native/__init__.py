@@ -1,1 +1,0 @@
-"""Completions and infilling by llama-server's own names."""

@@ -1,1 +1,0 @@
-"""Chats in the shape of OpenAI's Responses API."""

@@ -1,1 +1,0 @@
-"""The places where texts are computed: what is in them, and how it is saved, restored and erased."""

@@ -1,1 +1,0 @@
-"""Texts and token ids, and the prompts that chats become: llama-server's endpoints."""
