@@ -21,11 +21,11 @@ from benchmarks.harness import child
 def overhead(pairs: int) -> dict[str, float]:
     """Microseconds a token of both programs on one thread, in turn, and the median difference."""
     sys.path.insert(0, "tests")
-    import tiny_models
+    from support import models
 
     ours, theirs = [], []
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny_models.write(Path(folder) / "tiny.gguf", n_layer=30, n_embd=32, vocab_size=512)
+        model = models.write(Path(folder) / "tiny.gguf", n_layer=30, n_embd=32, vocab_size=512)
         for _ in range(pairs):
             rate = child("tg", "--model", str(model), "--threads", "1", "--repetitions", "20")["rate"]
             ours.append(1e6 / rate)

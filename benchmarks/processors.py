@@ -51,10 +51,10 @@ def processors(args: argparse.Namespace) -> dict[str, float]:
     The difference to a stream without a processor: both are loops in Python, in turn, the median of the rounds.
     """
     sys.path.insert(0, "tests")
-    import tiny_models
+    from support import models
 
     with tempfile.TemporaryDirectory() as folder:
-        path = tiny_models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
+        path = models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
         with Llama(str(path), n_ctx=512, n_threads=args.threads) as llm:
             eog = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
             n = 256

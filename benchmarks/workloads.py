@@ -126,10 +126,10 @@ def costs(args: argparse.Namespace) -> dict[str, float]:
     import tempfile
     from pathlib import Path
 
-    import tiny_models
+    from support import models
 
     with tempfile.TemporaryDirectory() as folder:
-        path = tiny_models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
+        path = models.write(Path(folder) / "tiny.gguf", n_layer=1, n_embd=32, vocab_size=args.n_vocab)
         llm = Llama(str(path), n_ctx=512, n_threads=args.threads)
         eog = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
         n = 256

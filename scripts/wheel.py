@@ -129,10 +129,10 @@ def test() -> None:
         if Path(path).parent.resolve() != package / "lib":
             stop(f"{function} comes from {path}")
     sys.path.insert(0, str(ROOT / "tests"))
-    import tiny_models
+    from support import models
 
     with tempfile.TemporaryDirectory() as folder:
-        model = tiny_models.write(Path(folder) / "tiny.gguf", "llama")
+        model = models.write(Path(folder) / "tiny.gguf", "llama")
         own = [path.name.rpartition("ggml-")[2].partition(".")[0] for path in (package / "lib").glob("*ggml-cpu*")]
         results = {name: generate(model, name.removeprefix("cpu-") if name != "cpu" else "") for name in sorted(own)}
         results["chosen"] = generate(model, "")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_models
+from support import models
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
@@ -27,21 +27,21 @@ class TinyModels(Mapping[str, Path]):
         self.folder = folder
 
     def __getitem__(self, arch: str) -> Path:
-        if arch not in tiny_models.ARCHITECTURES:
+        if arch not in models.ARCHITECTURES:
             raise KeyError(arch)
         return self.make(arch)
 
     def make(self, arch: str, **options: Any) -> Path:
-        """The path of a model with other options of `tiny_models.write`."""
+        """The path of a model with other options of `models.write`."""
         key = repr(sorted(options.items()))
         path = self.folder / (f"{arch}.gguf" if not options else f"{arch}-{zlib.crc32(key.encode()):08x}.gguf")
-        return path if path.exists() else tiny_models.write(path, arch, **options)
+        return path if path.exists() else models.write(path, arch, **options)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(tiny_models.ARCHITECTURES)
+        return iter(models.ARCHITECTURES)
 
     def __len__(self) -> int:
-        return len(tiny_models.ARCHITECTURES)
+        return len(models.ARCHITECTURES)
 
 
 @pytest.fixture(scope="session", name="tiny_models")

@@ -10,8 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-import fake_backend
 import pytest
+from support import fake_backend
 
 import pyllm
 from pyllm.backends import discover, needs, trial

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import programs
 import pytest
+from support import programs
 
 Run = Callable[..., Any]
 

@@ -7,8 +7,8 @@ import os
 import subprocess
 import sys
 
-import programs
 import pytest
+from support import programs
 
 from pyllm.version import __version__
 

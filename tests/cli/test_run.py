@@ -8,8 +8,8 @@ import signal
 import subprocess
 from pathlib import Path
 
-import programs
 import pytest
+from support import programs
 
 pytestmark = pytest.mark.model
 posix = pytest.mark.skipif(os.name == "nt", reason="uses POSIX signals and pipes")

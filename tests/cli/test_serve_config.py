@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import programs
 import pytest
 import typer
+from support import programs
 
 from pyllm.cli import serve as module
 from pyllm.cli.config import config_keys, read_config

@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import programs
 import pytest
 import typer
+from support import programs
 
 from pyllm.cli.llama_server_flags import FLAGS
 from pyllm.cli.main import app

@@ -6,9 +6,9 @@ import json
 import logging
 import threading
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.compat import llama_cpp
@@ -272,7 +272,7 @@ def test_pictures_are_refused_by_name():
 
 
 def test_a_constructor_that_fails_leaves_nothing(tmp_path):
-    isolated.survive(
+    isolation.survive(
         """
 import gc, sys
 from pyllm.compat.llama_cpp import Llama
@@ -323,7 +323,7 @@ def test_arguments_without_a_meaning(make):
 
 
 def test_numa(tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 import sys
 from pyllm.compat.llama_cpp import Llama

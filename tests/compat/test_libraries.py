@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-import isolated
 import pytest
+from support import isolation
 
 from pyllm import compat
 
@@ -36,7 +36,7 @@ def test_install(installed):
 
 def test_another_one_is_not_replaced(tmp_path):
     (tmp_path / "llama_cpp.py").write_text("Llama = None\n")
-    isolated.survive(
+    isolation.survive(
         """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -69,14 +69,14 @@ def test_llguidance_finds_its_tokenizer(installed, tiny_models):
 
 def test_from_pretrained(tiny_models, tmp_path):
     pytest.importorskip("huggingface_hub")
-    from hub.fake_hub import Hub
+    from support.fake_hub import Hub
 
     server = Hub()
     try:
         data = tiny_models["llama"].read_bytes()
         server.add("owner/tiny-GGUF", {"tiny-Q4_K_M.gguf": data, "tiny-Q8_0.gguf": data, "README.md": b"a card"})
         folders = {"HF_HOME": str(tmp_path / "hf"), "PYLLM_CACHE": str(tmp_path / "cache")}
-        isolated.survive(
+        isolation.survive(
             """
 from pyllm.compat.llama_cpp import Llama
 llm = Llama.from_pretrained("owner/tiny-GGUF", "*Q8_0.gguf", n_ctx=64)

@@ -3,9 +3,9 @@
 import gc
 import weakref
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.adapter import LoraAdapter
@@ -221,7 +221,7 @@ def test_what_is_refused(tmp_path, tiny_models, tiny_model, make_model, make_con
 
 def test_damaged_adapters_never_kill(tiny_models, lora):
     path, _ = lora(1)
-    isolated.survive(
+    isolation.survive(
         """
 import random
 from pyllm.core.adapter import LoraAdapter

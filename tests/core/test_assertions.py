@@ -6,9 +6,9 @@ import signal
 import sys
 import threading
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -138,7 +138,7 @@ time.sleep(30)
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL)
 def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
     # Without Python's own fault handler, which would write a traceback too.
-    result = isolated.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=550)
+    result = isolation.run(FOREIGN + script, tiny_models["llama"], env={"PYTHONFAULTHANDLER": ""}, timeout=550)
     assert result.returncode == -signal.SIGABRT, (result.returncode, result.stderr)
     assert "somewhere.c:42: it is 13 o'clock" in result.stderr
     assert "most recent call first" in result.stderr and "assertion_in_a_thread_of_its_own" in result.stderr
@@ -147,7 +147,7 @@ def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
 
 def test_an_assertion_in_a_worker_thread_says_why(tiny_models):
     """Every thread computes its share of a node; the assertion fails in the workers too."""
-    result = isolated.run(
+    result = isolation.run(
         """
 try:
     model = Model(PATH, kv_overrides={"llama.attention.layer_norm_rms_epsilon": float("nan")})

@@ -9,10 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bad_inputs
-import isolated
 import numpy as np
 import pytest
+from support import bad_inputs, isolation
 
 from pyllm.core.batch import Batch
 
@@ -145,7 +144,7 @@ for value in (float("nan"), float("-inf"), float("inf"), 3e38, 0):
 
 
 def test_logits_that_no_sampler_likes(tiny_models):
-    isolated.survive(LOGITS, tiny_models["llama"])
+    isolation.survive(LOGITS, tiny_models["llama"])
 
 
 # ---- a fuzzer
@@ -243,7 +242,7 @@ fresh.decode(Batch.from_arrays([1, 5]))
 
 def fuzz(seconds, seed, tiny_models, folder):
     script = "limit_memory()\n" + FUZZ + "\nprint('reached the end')"
-    result = isolated.run(script, tiny_models["llama"], seconds, seed, folder, timeout=seconds + 200)
+    result = isolation.run(script, tiny_models["llama"], seconds, seed, folder, timeout=seconds + 200)
     print(result.stdout)
     assert result.returncode == 0, f"seed {seed}: {result.returncode}\n{result.stdout}\n{result.stderr[-4000:]}"
     assert result.stdout.endswith("reached the end\n")

@@ -5,7 +5,7 @@ import resource
 import threading
 
 import pytest
-from chat_shapes import FOLDER, TEMPLATES, conversations, templates, tools
+from support.chats import FOLDER, TEMPLATES, conversations, templates, tools
 
 from pyllm import errors
 from pyllm.core.chat import ChatPrompt, ChatTemplates

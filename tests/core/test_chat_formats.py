@@ -6,9 +6,9 @@ import re
 from functools import cache
 
 import pytest
-from chat_shapes import conversations, templates, tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.chats import conversations, templates, tools
 
 from pyllm import errors
 from pyllm.core.chat import ChatPrompt

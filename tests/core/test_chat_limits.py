@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isolated import survive
+from support.isolation import survive
 
 from pyllm import errors
 from pyllm.core.chat import ChatTemplates

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import pytest
-from chat_shapes import FOLDER, conversations, templates
+from support.chats import FOLDER, conversations, templates
 
 from pyllm import enums, errors
 from pyllm.core.chat import ChatTemplates

@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+from support.numerics import softmax
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -18,11 +19,6 @@ def plain(make_context, ids):
     context = make_context()
     context.decode(Batch.from_arrays(ids))
     return context.logits[-1].copy()
-
-
-def softmax(values):
-    values = np.exp(values.astype(np.float64) - values.max())
-    return values / values.sum()
 
 
 def test_greedy_is_argmax(make_context, ids, plain):

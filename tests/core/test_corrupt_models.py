@@ -6,9 +6,9 @@ import os
 import struct
 import sys
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.gguf import GGUFReader, GGUFWriter
@@ -176,7 +176,7 @@ def test_metadata_that_does_not_fit(change, tiny_models, tmp_path):
     """In a process of its own: what llama.cpp does not check ends it."""
     keys, word = change
     path = rewritten(tiny_models["llama"], tmp_path, keys=keys)
-    isolated.survive(
+    isolation.survive(
         """
 try:
     model = Model(PATH)
@@ -219,7 +219,7 @@ ODD = {
 @pytest.mark.parametrize("keys", ODD.values(), ids=ODD)
 def test_metadata_that_is_odd(keys, tiny_models, tmp_path):
     """Loaded or refused, as llama.cpp will; never the end of the process."""
-    isolated.survive(
+    isolation.survive(
         """
 try:
     model = Model(PATH)
@@ -267,7 +267,7 @@ def test_a_norm_that_no_kernel_takes(name, tiny_models, tmp_path):
 
 
 def use(path):
-    isolated.survive(
+    isolation.survive(
         """
 try:
     context = Context(Model(PATH), n_ctx=64, n_threads=2)
@@ -338,7 +338,7 @@ def damage(arch, rounds, tiny_models, tmp_path):
     with GGUFReader(tiny_models[arch]) as reader:
         head = reader.data_offset
     # The seed that ended the process is the last number in the output.
-    isolated.survive(DAMAGE, tiny_models[arch], head, rounds, tmp_path, timeout=500)
+    isolation.survive(DAMAGE, tiny_models[arch], head, rounds, tmp_path, timeout=500)
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mamba", "bert", "t5"])

@@ -5,8 +5,8 @@ Every probe runs in a process of its own.
 
 from __future__ import annotations
 
-import isolated
 import pytest
+from support import isolation
 
 PROBES = {
     "token_to_piece of a wild id": """
@@ -207,7 +207,7 @@ assert len(removed) == 1
 
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
 def test_probe(probe, tiny_models):
-    isolated.survive(probe, tiny_models["llama"])
+    isolation.survive(probe, tiny_models["llama"])
 
 
 BAD_GRAMMARS = """
@@ -222,12 +222,12 @@ assert chain.sample(context) >= 0
 
 def test_bad_grammars(tiny_models):
     # Only that it survives: what llama.cpp prints is the next test's business.
-    result = isolated.run(BAD_GRAMMARS, tiny_models["llama"])
+    result = isolation.run(BAD_GRAMMARS, tiny_models["llama"])
     assert result.returncode == 0, result.stderr
 
 
 def test_what_is_wrong_with_a_grammar_is_said_with_its_place(tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 error = raises(errors.GrammarError, "grammar", Grammar, Model(PATH).vocab, "root ::= [")
 assert "line 1, column 10" in str(error), error
@@ -263,11 +263,11 @@ for flash_attn_type in ("auto", "enabled", "disabled"):
 @pytest.mark.parametrize("name", CACHE_TYPES)
 def test_cache_types_work(argument, name, tiny_models):
     path = tiny_models.make("llama", n_embd=256, n_head=2, n_head_kv=2, vocab_size=512)
-    isolated.survive(CACHE_SCRIPT, path, argument, name)
+    isolation.survive(CACHE_SCRIPT, path, argument, name)
 
 
 def test_other_cache_types_are_refused(tiny_models):
-    isolated.survive(
+    isolation.survive(
         f"""
 model = Model(PATH)
 for name in {OTHER_TYPES!r}:

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from declarations.headers import parse_header
+from support.headers import parse_header
 
 from pyllm import enums, errors
 

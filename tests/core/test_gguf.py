@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_models
-from isolated import survive
+from support import models
+from support.isolation import survive
 
 from pyllm import errors, hub
 from pyllm.core.gguf import TENSOR_TYPES, GGUFReader, GGUFWriter, TensorInfo
@@ -690,11 +690,11 @@ def test_an_open_reader_keeps_the_file_it_opened(tmp_path):
 # Real files
 
 
-@pytest.mark.parametrize("arch", tiny_models.ARCHITECTURES)
+@pytest.mark.parametrize("arch", models.ARCHITECTURES)
 def test_tiny_models_are_the_same_every_time(tmp_path, arch):
-    first = tiny_models.write(tmp_path / "a.gguf", arch, seed=3)
-    second = tiny_models.write(tmp_path / "b.gguf", arch, seed=3)
-    other = tiny_models.write(tmp_path / "c.gguf", arch, seed=4)
+    first = models.write(tmp_path / "a.gguf", arch, seed=3)
+    second = models.write(tmp_path / "b.gguf", arch, seed=3)
+    other = models.write(tmp_path / "c.gguf", arch, seed=4)
     assert first.read_bytes() == second.read_bytes() != other.read_bytes()
     with GGUFReader(first) as file:
         assert file.metadata["general.architecture"] == arch

@@ -7,9 +7,9 @@ import sys
 import threading
 import time
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -149,7 +149,7 @@ thread.join()
     ids=["load", "load with a callback", "prefill", "generation", "waiting for a lock"],
 )
 def test_ctrl_c(script, smollm2_path):
-    print(isolated.survive(INTERRUPT + script, smollm2_path).stdout)
+    print(isolation.survive(INTERRUPT + script, smollm2_path).stdout)
 
 
 SIGNALS = {
@@ -203,7 +203,7 @@ if refused:
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGUSR1")
 @pytest.mark.parametrize("script", SIGNALS.values(), ids=SIGNALS)
 def test_signal_handlers_run_during_a_decode(script, tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 model = Model(PATH)
 context = Context(model, n_ctx=2048, n_batch=2048, n_ubatch=32, n_threads=1)
@@ -389,7 +389,7 @@ context.decode(Batch.from_arrays([1]))
     ],
 )
 def test_a_context_cannot_be_used_from_its_own_callback(call, tiny_models):
-    isolated.survive(REENTRY.replace("CALL", f"({call})"), tiny_models["llama"])
+    isolation.survive(REENTRY.replace("CALL", f"({call})"), tiny_models["llama"])
 
 
 def test_a_callback_may_use_other_contexts(long, make_context, tiny_model):
@@ -513,7 +513,7 @@ def test_log_handler_that_uses_pyllm(handler, tiny_models, tiny_model):
 
 
 def test_log_handler_that_is_interrupted(tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 import logging
 class Handler(logging.Handler):

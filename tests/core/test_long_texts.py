@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import isolated
 import pytest
+from support import isolation
 
 VOCABULARIES = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
 
@@ -37,7 +37,7 @@ run_threads(lambda: raises(errors.GrammarError, "", Grammar, model.vocab, gramma
 
 def isolated_quietly(script, path):
     # What llama.cpp's grammar parser prints has a test of its own.
-    result = isolated.run(PRELUDE + script + "\nprint('reached the end')", path)
+    result = isolation.run(PRELUDE + script + "\nprint('reached the end')", path)
     assert result.returncode == 0, f"{result.returncode}\n{result.stdout}\n{result.stderr[-2000:]}"
     assert result.stdout.endswith("reached the end\n")
 
@@ -53,7 +53,7 @@ FINE = [
 
 @pytest.mark.parametrize("grammar", FINE, ids=range(len(FINE)))
 def test_grammars_that_only_look_so(grammar, tiny_models):
-    isolated.survive(
+    isolation.survive(
         PRELUDE + f"sampler = Grammar(model.vocab, {grammar!r})\nsampler.apply(np.zeros(model.n_vocab, 'f'))\n"
         "threading.stack_size(512 * 1024)\n"
         f"run_threads(lambda: Grammar(model.vocab, {grammar!r}).apply(np.zeros(model.n_vocab, 'f')))",
@@ -95,7 +95,7 @@ def test_long_runs_of_one_character(name):
     path = VOCABULARIES / f"ggml-vocab-{name}.gguf"
     if not path.exists():
         pytest.skip("there is no such vocabulary in the sources here")
-    isolated.survive(
+    isolation.survive(
         """
 vocab = Model(PATH, vocab_only=True).vocab
 for character in ("a", "1", " ", ".", "\\n", "\\u00e9", "\\u4e2d"):

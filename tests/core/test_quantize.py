@@ -1,8 +1,8 @@
 """Quantizing model files."""
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -124,7 +124,7 @@ def test_files_that_cannot_be_quantized(tmp_path, tiny_models):
 
 
 def test_every_type_ends_in_a_file_or_an_error(tiny_models, tmp_path):
-    isolated.survive(
+    isolation.survive(
         """
 from pyllm.core.quantize import FTYPES, quantize
 done = []
@@ -142,7 +142,7 @@ assert len(done) > 20, done
 
 
 def test_weights_that_no_grid_holds(tiny_models, tmp_path):
-    isolated.survive(
+    isolation.survive(
         """
 from pyllm.core.gguf import GGUFReader
 from pyllm.core.quantize import quantize

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from four_texts import PROMPTS, go_on, started
+from support.batches import PROMPTS, go_on, started
 
 from pyllm import Batch, Chain, Context, Model, errors
 from pyllm.core.python_sampler import PythonSampler

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from four_texts import PROMPTS, go_on, next_batch, prompt_batch, started
+from support.batches import PROMPTS, go_on, next_batch, prompt_batch, started
 
 from pyllm import Batch, Chain, Context, Generation, Model, errors
 from pyllm.core.python_sampler import PythonSampler

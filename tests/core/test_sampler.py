@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.numerics import softmax
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -51,7 +52,7 @@ def test_members_are_applied_in_order():
 def test_a_chain_does_what_its_members_do_one_after_the_other():
     x = logits(1)
     ids, values, _, _ = TopP(0.7).apply(x)
-    p = np.exp(values - values.max()) / np.exp(values - values.max()).sum()
+    p = softmax(values)
     counts = np.zeros(100)
     chain = Chain(TopP(0.7), Dist(seed=3))
     for _ in range(5000):
@@ -339,7 +340,7 @@ def test_sample_by_index(make_context, ids):
 
 def test_sampling_by_probability_from_a_context(decoded):
     row = decoded.logits[-1].copy()
-    p = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+    p = softmax(row)
     dist, counts = Dist(5), np.zeros(len(row))
     for _ in range(4000):
         counts[dist.sample(decoded)] += 1

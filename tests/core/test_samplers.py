@@ -4,6 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
+from support.numerics import softmax
 
 from pyllm import errors
 from pyllm.core import samplers
@@ -34,11 +35,6 @@ N = 200
 
 def logits(seed: int = 0, n: int = N, scale: float = 2.0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, scale, n).astype(np.float32)
-
-
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x.astype(np.float64) - x.max())
-    return e / e.sum()
 
 
 def entropy(p: np.ndarray) -> float:

@@ -2,9 +2,9 @@
 
 import struct
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -256,7 +256,7 @@ assert np.isfinite(context.logits[0]).all()
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_states_never_kill(tiny_models, kind):
-    isolated.survive(FUZZ, tiny_models[kind])
+    isolation.survive(FUZZ, tiny_models[kind])
 
 
 FUZZ_FILES = """
@@ -288,4 +288,4 @@ for seq_id in (None, 0):
 
 
 def test_damaged_files_never_kill(tiny_models, tmp_path):
-    isolated.survive(FUZZ_FILES, tiny_models["llama"], tmp_path / "state.bin")
+    isolation.survive(FUZZ_FILES, tiny_models["llama"], tmp_path / "state.bin")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from declarations.headers import parse_header
+from support.headers import parse_header
 
 ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "llama_cpp_src" / "llama.cpp" / "include" / "llama.h"

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from declarations.headers import (
+from support.headers import (
     Constant,
     Declarations,
     Enum,

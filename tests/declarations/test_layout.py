@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from declarations.headers import Constant, Enum, Function, Struct, Typedef, parse_pxd
+from support.headers import Constant, Enum, Function, Struct, Typedef, parse_pxd
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "llama_cpp_src" / "llama.cpp"

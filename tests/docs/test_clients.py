@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 from docs.pages import ROOT, Block, blocks
-from served import Process
+from support.servers import Process
 
 pytest.importorskip("uvicorn")
 

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from support.numerics import EXACT
 
 from pyllm import Llama
-
-# No 16-bit numbers but those of the weights: what is computed in another order differs in the last bits only.
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 
 TEXTS = [
     "the cat sat on the mat",
@@ -29,7 +27,7 @@ def llama(tiny_models) -> Iterator[Callable[..., Llama]]:
     def make(arch: str = "bert", of_model: dict[str, Any] | None = None, **arguments: Any) -> Llama:
         key = repr((arch, of_model, sorted(arguments.items())))
         if key not in made or made[key].context.closed:
-            made[key] = Llama(tiny_models.make(arch, **(of_model or {})), **{"n_threads": 1, **EXACT, **arguments})
+            made[key] = Llama(tiny_models.make(arch, **(of_model or {})), **{**EXACT, **arguments})
         return made[key]
 
     yield make

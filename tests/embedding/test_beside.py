@@ -7,11 +7,12 @@ import base64
 import json
 import threading
 
-import isolated
 import numpy as np
 import pytest
-from embedding.conftest import EXACT, TEXTS
+from embedding.conftest import TEXTS
 from embedding.test_embed import close
+from support import isolation
+from support.numerics import EXACT
 
 from pyllm import Llama, errors
 
@@ -21,7 +22,7 @@ PROMPT = "the more people look"
 @pytest.fixture
 def own(llama):
     """A Llama of the test's own, on a shared model."""
-    with Llama(llama("llama").model, n_threads=1, **EXACT) as llm:
+    with Llama(llama("llama").model, **EXACT) as llm:
         yield llm
 
 
@@ -49,7 +50,7 @@ def test_the_prompt_cache_of_the_text_stays(own):
 
 
 def test_a_llama_made_for_embedding_gives_the_same(llama, writer):
-    with Llama(writer.model, n_threads=1, embeddings=True, pooling_type="mean", **EXACT) as llm:
+    with Llama(writer.model, embeddings=True, pooling_type="mean", **EXACT) as llm:
         assert close(llm.embed(TEXTS), writer.embed(TEXTS))
 
 
@@ -269,7 +270,7 @@ class TestIterEmbed:
 
 def test_memory_is_flat(tiny_models):
     pytest.importorskip("psutil")
-    result = isolated.survive(
+    result = isolation.survive(
         """
 import psutil
 from pyllm import Llama

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from embedding.conftest import EXACT, TEXTS
+from embedding.conftest import TEXTS
+from support.numerics import EXACT
 
 from pyllm import Batch, Context, errors
 from pyllm.enums import PoolingType

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_loras import write_lora
+from support.loras import write_lora
+from support.numerics import EXACT
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
 
 PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30]
 PREFIX = list(range(5, 85))
-# Rounded keys and values let close choices fall one way or the other.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from speculation.conftest import EXACT
+from support.engines import slow, wait_until_idle
+from support.numerics import EXACT
+from support.waiting import wait_for
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
@@ -37,7 +39,7 @@ def make_engine(tiny_model: Model) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(model: Any = tiny_model, **arguments: Any) -> Engine:
-        sizes = {"n_ctx": 512, "n_parallel": 4, "n_threads": 1, "n_batch": 64, "kv_unified": True}
+        sizes = {"n_ctx": 512, "n_parallel": 4, "n_batch": 64, "kv_unified": True}
         made.append(Engine(model, **(sizes | EXACT | arguments)))
         return made[-1]
 
@@ -48,19 +50,8 @@ def make_engine(tiny_model: Model) -> Iterator[Callable[..., Engine]]:
 
 @pytest.fixture(scope="module")
 def plain(tiny_model: Model) -> Iterator[Llama]:
-    with Llama(tiny_model, n_ctx=512, n_threads=1, cache_prompt=False, **EXACT) as llm:
+    with Llama(tiny_model, n_ctx=512, cache_prompt=False, **EXACT) as llm:
         yield llm
-
-
-def slow(ids: np.ndarray, logits: np.ndarray) -> None:
-    time.sleep(0.004)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 def wait_for_drafts(engine: Engine, n: int) -> None:
@@ -68,13 +59,9 @@ def wait_for_drafts(engine: Engine, n: int) -> None:
     wait_for(lambda: engine.metrics().n_drafts >= before + n)
 
 
-def quiet(engine: Engine) -> None:
-    """Everything has ended, the memory holds what was counted, and no draft has a text."""
-    wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    held, memory = engine._cache.ledger, engine.context.memory
-    assert set(held.sequences) == set(engine._cache.idle)
-    for seq in range(engine.context.n_seq_max):
-        assert memory.pos_max(seq) + 1 == held.length(seq)
+def check_idle(engine: Engine) -> None:
+    """All requests have ended, the memory holds what was counted, and no draft has a sequence."""
+    wait_until_idle(engine)
     assert all(seat.text is None for seat in engine._drafts._seats)
 
 
@@ -96,7 +83,7 @@ def test_ngrams_change_no_text(make_engine: Callable[..., Engine], plain: Llama,
     if way not in ("adaptive", "ngram-cache"):
         assert metrics.n_drafts > 0
         assert metrics.n_generated_tokens > metrics.n_steps
-    quiet(engine)
+    check_idle(engine)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -111,7 +98,7 @@ def test_a_draft_model(make_engine: Callable[..., Engine], load: Callable[..., M
                 assert got.tokens == want.tokens
                 assert got.speculation is not None and got.speculation.drafted > 20
                 assert got.speculation.rate > 0.8 if not seed and not arguments.get("seed") else True
-        quiet(engine)
+        check_idle(engine)
         engine.close()
         assert not draft.closed
     finally:
@@ -130,7 +117,7 @@ def test_a_draft_model_reads_long_prompts_in_portions(make_engine: Callable[...,
     other = [*prompt[:300], 7]
     want = plain(other, max_tokens=9, temperature=0)
     assert engine.complete(other, max_tokens=9, temperature=0).tokens == want.tokens
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_whatever_ends_or_shapes_a_text(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -166,7 +153,7 @@ def test_whatever_ends_or_shapes_a_text(make_engine: Callable[..., Engine], plai
             assert got.logprobs is not None and got.logprobs.tokens == want.logprobs.tokens
             assert np.allclose(got.logprobs.token_logprobs, want.logprobs.token_logprobs, atol=1e-4)
             assert got.logprobs.text_offset == want.logprobs.text_offset
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_streams_and_what_the_cache_keeps(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -181,7 +168,7 @@ def test_streams_and_what_the_cache_keeps(make_engine: Callable[..., Engine], pl
     got = engine.complete(longer, max_tokens=20, temperature=0)
     assert got.usage.cached_tokens >= len(PROMPT) + len(want.tokens) - 1
     assert got.tokens == plain(longer, max_tokens=20, temperature=0).tokens
-    quiet(engine)
+    check_idle(engine)
 
 
 # ---- requests that say it
@@ -200,7 +187,7 @@ def test_each_request_may_choose(make_engine: Callable[..., Engine], plain: Llam
     alone = engine.complete(PROMPT, max_tokens=60, temperature=0, deterministic=True)
     assert (alone.tokens, alone.speculation) == (want, None)
     assert engine.metrics().n_drafts == 0
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_what_is_wrong(make_engine: Callable[..., Engine], load: Callable[..., Model], tiny_model: Model) -> None:
@@ -258,7 +245,7 @@ def test_drafts_yield_to_other_texts(make_engine: Callable[..., Engine], plain: 
         assert busy and not any(busy)
         assert any(n_drafts for n_rows, n_drafts in watch.seen if n_rows <= up_to)
         assert up_to == 1 or any(n_drafts > 1 for _, n_drafts in watch.seen)
-        quiet(engine)
+        check_idle(engine)
 
 
 @pytest.mark.parametrize("unified", [False, True])
@@ -268,14 +255,14 @@ def test_texts_that_draft_side_by_side(
 ) -> None:
     """With caches of their own or a common one, and windows that forget."""
     model = load(arch)
-    with Llama(model, n_ctx=512, n_threads=1, cache_prompt=False, **EXACT) as llm:
+    with Llama(model, n_ctx=512, cache_prompt=False, **EXACT) as llm:
         wants = [llm(prompt, max_tokens=90, temperature=0).tokens for prompt in PROMPTS]
     engine = make_engine(model, n_ctx=1024, kv_unified=unified, speculative=OFTEN, speculate_up_to=4)
     for _ in range(2):
         assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=90, temperature=0)] == wants
         assert [engine.complete(prompt, max_tokens=90, temperature=0).tokens for prompt in PROMPTS] == wants
     assert engine.metrics().n_drafts > 20
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_a_text_drafts_again_when_the_others_have_gone(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -292,7 +279,7 @@ def test_a_text_drafts_again_when_the_others_have_gone(make_engine: Callable[...
         assert not any(watch.seen[i][1] for i in busy)
         assert any(n_drafts for _, n_drafts in watch.seen[: busy[0]])
         assert any(n_drafts for _, n_drafts in watch.seen[busy[-1] :])
-        quiet(engine)
+        check_idle(engine)
 
 
 def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -301,7 +288,7 @@ def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain:
         engine = make_engine(speculative=NGRAM, speculate_up_to=up_to)
         got = engine.complete(PROMPT, max_tokens=40, n=3, best_of=4, seed=5, temperature=0.6)
         assert [choice.tokens for choice in got.choices] == [choice.tokens for choice in want.choices]
-        quiet(engine)
+        check_idle(engine)
     assert got.speculation is not None and got.speculation.drafts > 0
 
 
@@ -315,7 +302,7 @@ def test_a_text_that_fills_the_cache(make_engine: Callable[..., Engine], plain: 
         got = engine.complete(PROMPT, temperature=0, logit_bias=bias)
         assert (got.finish_reason, len(got.tokens)) == ("length", 256 - len(PROMPT) + 1)
         assert got.tokens == plain(PROMPT, max_tokens=len(got.tokens), temperature=0, logit_bias=bias).tokens
-        quiet(engine)
+        check_idle(engine)
 
 
 def test_texts_that_stop_for_others(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -327,7 +314,7 @@ def test_texts_that_stop_for_others(make_engine: Callable[..., Engine], plain: L
     assert [one.tokens for one in got] == wants
     metrics = engine.metrics()
     assert metrics.n_preempted > 0 and metrics.n_drafts > 0
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -337,7 +324,7 @@ def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., 
     bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
     got = engine.complete(PROMPT, max_tokens=256 - len(PROMPT), temperature=0, logit_bias=bias)
     assert len(got.tokens) == 256 - len(PROMPT)
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_a_kept_row_of_logits_stops_no_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -376,7 +363,7 @@ def test_cancelled_in_the_middle(make_engine: Callable[..., Engine]) -> None:
                 if n == i:
                     break  # a loop that is left
         assert job.result(300).finish_reason == "abort"
-        quiet(engine)
+        check_idle(engine)
 
 
 def test_an_error_ends_its_request_alone(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -389,7 +376,7 @@ def test_an_error_ends_its_request_alone(make_engine: Callable[..., Engine], pla
 
         with pytest.raises(ZeroDivisionError, match="mine"):
             engine.complete(PROMPT, max_tokens=60, temperature=0, logits_processor=fail)
-        quiet(engine)
+        check_idle(engine)
     want = plain(PROMPT, max_tokens=9, temperature=0)
     assert engine.complete(PROMPT, max_tokens=9, temperature=0).tokens == want.tokens
 
@@ -411,7 +398,7 @@ def test_a_text_goes_on_where_its_drafter_fails(
     assert got.tokens == want
     assert "no more drafts" in caplog.text
     assert engine.complete(PROMPT, max_tokens=60, temperature=0).tokens == want
-    quiet(engine)
+    check_idle(engine)
 
 
 def test_closing_in_the_middle(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -448,7 +435,7 @@ def test_many_random_requests_are_all_accounted_for(make_engine: Callable[..., E
         assert want == "cancel" or all(c.finish_reason in ("stop", "length") for c in completion.choices)
         if isinstance(want, tuple):
             assert completion.tokens == plain(want[0], max_tokens=want[1], temperature=0).tokens
-    quiet(engine)
+    check_idle(engine)
     assert engine.metrics().n_drafts > 0 and engine.metrics().n_failed == 0
     engine._cache.clear()
     assert engine._cache.ledger.used == 0

@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from speculation import mtp_model
-from speculation.conftest import EXACT, PROMPT
+from support.drafting import PROMPT, write_mtp
+from support.numerics import EXACT
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
 from pyllm.speculation import SpeculationParams
 
 MTP = SpeculationParams(types="draft-mtp", n_max=3, adaptive=False)
-SIZES: dict[str, Any] = {"n_ctx": 2048, "n_threads": 1, "n_batch": 32, **EXACT}
+SIZES: dict[str, Any] = {"n_ctx": 2048, "n_batch": 32, **EXACT}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return mtp_model.write(tmp_path_factory.mktemp("mtp") / "mtp.gguf")
+    return write_mtp(tmp_path_factory.mktemp("mtp") / "mtp.gguf")
 
 
 @pytest.fixture(scope="module")

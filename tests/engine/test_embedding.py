@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from support.engines import slow
+from support.numerics import cosine
+from support.waiting import wait_for
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import AsyncEngine, Engine, QueueFullError
@@ -23,19 +25,7 @@ def same(found: Any, expected: Any) -> None:
     """Vectors point in the same direction."""
     found, expected = np.atleast_2d(found).astype(np.float64), np.atleast_2d(expected).astype(np.float64)
     assert found.shape == expected.shape
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    assert ((found * expected).sum(axis=1) > 0.99999 * norms).all()
-
-
-def slow(ids: np.ndarray, logits: np.ndarray) -> None:
-    time.sleep(0.003)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
+    assert (cosine(found, expected) > 0.99999).all()
 
 
 @pytest.fixture(scope="module")

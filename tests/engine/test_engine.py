@@ -10,17 +10,17 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
+from support.engines import PROMPTS, slow, wait_until_idle
+from support.waiting import wait_for
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import AsyncEngine, Engine, QueueFullError
 from pyllm.engine.slots import Slots
 from pyllm.params import SamplingParams
 from pyllm.sampling import build_chain
-
-PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30, [17, 4], [60, 61, 62], [2, 2]]
 
 
 @pytest.fixture
@@ -35,27 +35,6 @@ def llm(tiny_model: Model) -> Iterator[Llama]:
         yield llm
 
 
-def slow(ids: np.ndarray, logits: np.ndarray) -> None:
-    time.sleep(0.005)
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
-
-
-def quiet(engine: Engine) -> None:
-    """Everything has ended, and nothing is held but what idle sequences hold."""
-    wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    held = engine._cache.ledger
-    assert set(held.sequences) == set(engine._cache.idle)
-    memory = engine.context.memory
-    for seq in range(engine.context.n_seq_max):
-        assert memory.pos_max(seq) + 1 == held.length(seq)
-
-
 # ---- texts
 
 
@@ -67,7 +46,7 @@ def test_each_text_is_what_it_is_alone(engine: Engine, llm: Llama, settings: dic
     assert [c.text for c in together] == [c.text for c in alone]
     assert [c.finish_reason for c in together] == [c.finish_reason for c in alone]
     assert [c.usage.prompt_tokens for c in together] == [len(prompt) for prompt in PROMPTS]
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm: Llama) -> None:
@@ -79,7 +58,7 @@ def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm:
         engine._cache.ledger.n_cells = 90
         together = engine.generate(PROMPTS, max_tokens=40, temperature=0)
         assert engine.metrics().n_preempted > 0
-        quiet(engine)
+        wait_until_idle(engine)
     assert [c.tokens for c in together] == alone
 
 
@@ -105,7 +84,7 @@ def test_equal_beginnings_are_computed_once(engine: Engine, llm: Llama) -> None:
     assert (again.tokens, again.usage.cached_tokens) == (alone[3], 100)
     apart = engine.complete(prompts[3], max_tokens=8, temperature=0, cache_prompt=False)
     assert (apart.tokens, apart.usage.cached_tokens) == (alone[3], 0)
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_streams_give_the_same_in_pieces(engine: Engine) -> None:
@@ -144,7 +123,7 @@ def test_stop_strings_logprobs_several_texts_and_grammars(engine: Engine, llm: L
     found = engine.complete([9], max_tokens=8, n=3, best_of=4, seed=5)
     assert [c.tokens for c in found.choices] == [c.tokens for c in wanted.choices]
     assert [c.index for c in found.choices] == [0, 1, 2]
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 # ---- Python in the batch
@@ -204,7 +183,7 @@ def test_an_error_ends_its_request_alone(engine: Engine, llm: Llama) -> None:
     alone = [llm(prompt, max_tokens=12, temperature=0).tokens for prompt in PROMPTS[:3]]
     assert [job.result(300).tokens for job in good] == alone
     assert engine.metrics().n_failed == 2
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 # ---- coming and going
@@ -226,7 +205,7 @@ def test_cancelled_requests_are_gone_within_a_step(engine: Engine) -> None:
         job.cancel()
     assert {job.result(300).finish_reason for job in jobs} == {"abort"}
     assert engine.metrics().n_cancelled == 6
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_a_queue_with_bounds_refuses_more(tiny_model: Model) -> None:
@@ -295,7 +274,7 @@ def test_closing_ends_what_runs_and_refuses_the_rest(tiny_model: Model) -> None:
 
 
 def test_an_engine_may_be_left_open(tiny_models: dict[str, Any]) -> None:
-    isolated.survive(
+    isolation.survive(
         """
 from pyllm.engine import Engine
 engine = Engine(sys.argv[1], n_ctx=256, n_parallel=2, n_threads=1)
@@ -332,7 +311,7 @@ def test_async_requests(engine: Engine, llm: Llama) -> None:
             break
 
     asyncio.run(main())
-    quiet(engine)
+    wait_until_idle(engine)
     assert engine.metrics().n_cancelled == 2
 
 
@@ -371,7 +350,7 @@ def test_many_random_requests_are_all_accounted_for(tiny_model: Model, unified: 
                 completion = job.result(300)
                 assert all(c.finish_reason in ("stop", "length", "abort") for c in completion.choices)
                 assert kind == "cancel" or all(c.finish_reason != "abort" for c in completion.choices)
-        quiet(engine)
+        wait_until_idle(engine)
         metrics = engine.metrics()
         assert (metrics.n_requests, metrics.n_failed) == (250, wanted.count("fail"))
         engine._cache.clear()
@@ -397,7 +376,7 @@ def test_deterministic_texts_are_the_same_alone_and_in_a_crowd(smollm2: Model) -
         cancelled.cancel()
         assert cancelled.result(300).finish_reason == "abort"
         assert engine.complete(prompt, **arguments).tokens == alone.tokens
-        quiet(engine)
+        wait_until_idle(engine)
 
 
 # ---- what concerns one request is no concern of the others
@@ -419,7 +398,7 @@ def test_several_texts_of_a_request_fail_in_the_same_step(engine: Engine, llm: L
         engine.complete([5, 6], max_tokens=4, temperature=0).tokens == llm([5, 6], max_tokens=4, temperature=0).tokens
     )
     assert engine.metrics().n_failed == 1
-    quiet(engine)
+    wait_until_idle(engine)
     # Neither the errors nor what they came from hold views of logits, which would keep it from being closed.
     engine.close()
 
@@ -438,7 +417,7 @@ def test_samplers_of_callers(engine: Engine) -> None:
     assert good.result(300).finish_reason == "abort"
     again = engine.submit([5, 6, 7], max_tokens=2, sampler=sampler)
     assert again.result(300).tokens
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -456,7 +435,7 @@ def test_a_kept_row_of_logits_hinders_no_request(engine: Engine, deterministic: 
     assert np.isfinite(kept[0]).all()
     kept.clear()
     assert engine.complete([1] * 30, **scored).logprobs is not None
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_deterministic_requests_fail_alone(tiny_model: Model) -> None:

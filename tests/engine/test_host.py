@@ -7,15 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.numerics import EXACT
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
 
 # Three of them do not fit into 256 cells together.
 PROMPTS = {name: [seed] + [5 + (seed * i) % 90 for i in range(109)] for seed, name in enumerate("ABC", 3)}
-
-# Rounded keys and values let close choices fall one way or the other.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 
 
 def forbidden(model: Model) -> dict[int, float]:

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.numerics import EXACT
 
 from pyllm import Llama, Model
 from pyllm.engine import Engine
 from pyllm.types import Completion
 
 # Numbers are compared to three digits behind the point: 16 bits in the KV cache would be too few.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 LONG = [5 + i * 7 % 90 for i in range(600)]
 PROMPTS = [LONG, [5, 6, 7], [9], LONG[:300], LONG[:40]]
 

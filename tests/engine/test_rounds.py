@@ -7,14 +7,16 @@ import functools
 import os
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
+from support.engines import PROMPTS, assert_idle, endless
+from support.numerics import EXACT
+from support.waiting import wait_for
 
 from pyllm import Chunk, Llama, Model, errors
 from pyllm.core.batch import Batch
@@ -23,10 +25,6 @@ from pyllm.engine import AsyncEngine, Engine, Job, channel
 from pyllm.engine.channel import Channel, Post
 from pyllm.params import SamplingParams
 from pyllm.sampling import build_chain
-
-PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30, [17, 4], [60, 61, 62], [2, 2]]
-# Rounded keys and values let close choices fall one way or the other.
-EXACT: dict[str, Any] = {"n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
 
 
 @pytest.fixture(params=[True, False], ids=["unified", "split"])
@@ -49,28 +47,6 @@ def often() -> Iterator[None]:
     sys.setswitchinterval(1e-6)
     yield
     sys.setswitchinterval(before)
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
-
-
-def endless(engine: Engine) -> dict[int, float]:
-    """A bias with which no text ends by itself."""
-    return dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
-
-
-def quiet(engine: Engine) -> None:
-    """Everything has ended, and nothing is held but what idle sequences hold."""
-    metrics = engine.metrics()
-    assert metrics.n_running == metrics.n_waiting == 0
-    cache, memory = engine._cache, engine.context.memory
-    assert set(cache.ledger.sequences) == set(cache.idle)
-    for seq in range(engine.context.n_seq_max):
-        assert memory.pos_max(seq) + 1 == cache.ledger.length(seq)
 
 
 def run(work: Any) -> Any:
@@ -150,7 +126,7 @@ def test_texts_that_nobody_looks_at_go_on_without_python(engine: Engine) -> None
     assert max(turns) == 1
     assert [c.tokens for c in watched] == [c.tokens for c in found]
     assert engine.metrics().n_generated_tokens == 2 * 4 * 100
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_streams_in_a_loop_are_computed_in_rounds(engine: Engine) -> None:
@@ -167,7 +143,7 @@ def test_streams_in_a_loop_are_computed_in_rounds(engine: Engine) -> None:
     assert (
         found[1].tokens == engine.complete(PROMPTS[1], max_tokens=200, temperature=0, logit_bias=endless(engine)).tokens
     )
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
@@ -220,7 +196,7 @@ def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
             assert [c.text for c in streamed.choices] == [c.text for c in wanted.choices], each
             assert [c.finish_reason for c in streamed.choices] == [c.finish_reason for c in wanted.choices], each
     wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    quiet(engine)
+    assert_idle(engine)
 
 
 @pytest.mark.parametrize("hidden", [0, 100])
@@ -256,7 +232,7 @@ def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden
         found = run(work())
         assert engine.metrics().n_preempted > 0
         assert [c.tokens for c in found] == alone
-        quiet(engine)
+        assert_idle(engine)
 
 
 def test_what_comes_between_steps(engine: Engine, tmp_path: Any) -> None:
@@ -273,7 +249,7 @@ def test_what_comes_between_steps(engine: Engine, tmp_path: Any) -> None:
     again = engine.complete(PROMPTS[0], max_tokens=100, temperature=0, logit_bias=endless(engine))
     # In a shared cache sums are rounded by where the others are, which shows late.
     assert tokens[:100] == again.tokens and len(tokens) == 400
-    quiet(engine)
+    assert_idle(engine)
 
 
 # ---- errors
@@ -289,7 +265,7 @@ def test_a_sampler_that_is_closed_ends_its_request_alone(engine: Engine) -> None
         jobs[1].result(300)
     assert len(jobs[0].result(300).tokens) == 500
     assert not engine.closed
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_samplers_of_one_chain_do_not_end_the_engine(engine: Engine) -> None:
@@ -300,7 +276,7 @@ def test_samplers_of_one_chain_do_not_end_the_engine(engine: Engine) -> None:
     for job in jobs[:2]:
         assert len(job.result(300).tokens) > 0
     assert not engine.closed
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_a_sampler_that_fails_in_a_round_ends_its_request_alone(engine: Engine) -> None:
@@ -331,7 +307,7 @@ def test_a_sampler_that_fails_in_a_round_ends_its_request_alone(engine: Engine) 
     assert len(whole.tokens) == 300
     # What it had before it failed was told, but for what may have been a part of a character.
     assert 55 <= sum(len(chunk.tokens) for chunk in chunks) <= 59
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
@@ -419,7 +395,7 @@ def test_a_loop_that_is_closed_before_it_has_read_all(engine: Engine) -> None:
         assert job.done
     assert len(heard) == n
     assert engine.complete([5], max_tokens=3).tokens
-    quiet(engine)
+    assert_idle(engine)
 
 
 def test_a_text_that_was_computed_when_its_loop_was_closed_is_done(engine: Engine) -> None:
@@ -476,7 +452,7 @@ def test_several_loops_and_several_engines(tiny_model: Model) -> None:
         thread.join(300)
     assert failed == []
     for engine in engines:
-        quiet(engine)
+        assert_idle(engine)
     if fds is not None:
         wait_for(lambda: len(os.listdir("/proc/self/fd")) <= fds)
     for engine in engines:
@@ -554,4 +530,4 @@ async def main():
 
 asyncio.run(main())
 """
-    isolated.survive(script, tiny_models["llama"], tmp_path)
+    isolation.survive(script, tiny_models["llama"], tmp_path)

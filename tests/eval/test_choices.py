@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.numerics import EXACT
 
 from pyllm.errors import InvalidArgumentError
 from pyllm.eval import (
@@ -20,7 +21,6 @@ from pyllm.eval import (
     write_multiple_choice,
 )
 
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
 TASKS = [
     MultipleChoice.of("the people look at", ["the number", "the time of day", "no one", "a house on the hill"], 1),
     MultipleChoice.of("she went to find out about", ["the time", "the other people"], 0),

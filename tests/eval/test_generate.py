@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.numerics import EXACT
 
 from pyllm import Chain, Context, Llama, Model
 from pyllm.core.samplers import Greedy
 from pyllm.errors import InvalidArgumentError
 from pyllm.eval.generate import Prompt, generate
-
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mamba"])

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from eval import corpus
+from support.numerics import EXACT, log_softmax
 
 from pyllm import Batch, Context
 from pyllm.errors import InvalidArgumentError
 from pyllm.eval import LogitsFile, LogitsFileError, kl, perplexity, save_logits
 from pyllm.eval.kl_file import quantize, row_width
 
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
 N_CTX = 32
 
 
@@ -35,9 +35,7 @@ def rows_by_hand(model, tokens):
             context.memory.clear()
             context.decode(Batch.from_arrays(window, outputs="all"))
             found.append(np.asarray(context.logits)[N_CTX // 2 : N_CTX - 1].astype(np.float64))
-    rows = np.concatenate(found)
-    rows -= rows.max(axis=1, keepdims=True)
-    return rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+    return log_softmax(np.concatenate(found))
 
 
 def test_divergence_is_that_of_the_definition(tiny_model, other, tokens):

@@ -10,12 +10,11 @@ import warnings
 import numpy as np
 import pytest
 from eval import corpus
+from support.numerics import EXACT
 
 from pyllm import Llama, Model
 from pyllm.errors import InvalidArgumentError, UnknownArgumentError
 from pyllm.eval import logprobs, score
-
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what the harness's own imports warn of

@@ -7,12 +7,11 @@ import math
 import numpy as np
 import pytest
 from eval import corpus
+from support.numerics import EXACT, log_softmax
 
 from pyllm import Batch, Context
 from pyllm.errors import InvalidArgumentError
 from pyllm.eval import perplexity
-
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled", "n_threads": 1}
 
 
 def by_hand(model, tokens, n_ctx):
@@ -27,8 +26,7 @@ def by_hand(model, tokens, n_ctx):
             for i, token in enumerate(window[:-1]):
                 context.decode(Batch.from_arrays([token]))
                 if i >= n_ctx // 2:
-                    row = context.logits[0].astype(np.float64)
-                    found.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[window[i + 1]])
+                    found.append(-log_softmax(context.logits[0])[window[i + 1]])
     return np.array(found)
 
 

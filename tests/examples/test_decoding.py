@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from support.numerics import log_softmax, softmax
 
 from pyllm import Batch, Context
 from pyllm.core.gguf import GGUFReader
@@ -15,12 +16,6 @@ from pyllm.interp import Interp, logit_lens
 # Without rounding in the cache, what other batches compute differs in the last digits only.
 EXACT = {"type_k": "f32", "type_v": "f32"}
 PROMPT = "the more people look at the number"
-
-
-def log_softmax(logits):
-    logits = logits.astype(np.float64)
-    logits = logits - logits.max(axis=-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
 def forecast(context: Context, ids) -> np.ndarray:
@@ -205,7 +200,7 @@ def test_speculative_samples_are_the_targets(
     plain = make_context(**EXACT)
 
     def probabilities(ids: list[int]) -> np.ndarray:
-        return np.exp(log_softmax(forecast(plain, ids) / temp))
+        return softmax(forecast(plain, ids) / temp)
 
     first = probabilities(ids)
     joint = np.zeros((len(first), len(first)))

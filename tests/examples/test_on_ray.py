@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.programs import free_port
 
 pytest.importorskip("ray.serve")
 pytest.importorskip("ray.data")
@@ -60,14 +61,6 @@ def run(arguments: list[str], folder: Path, **variables: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def test_ray_serve(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub.fake_hub import WebServer
+from support.fake_hub import WebServer
 
 from pyllm import hub
 from pyllm.hub.registry import KnownModel, Member, Wheel

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 
-import programs
 import pytest
-from hub.fake_hub import Hub
+from support import programs
+from support.fake_hub import Hub
 
 pytest.importorskip("typer")
 pytest.importorskip("huggingface_hub")

@@ -6,9 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
-import isolated
 import pytest
-from hub.fake_hub import Hub
+from support import isolation
+from support.fake_hub import Hub
 
 from pyllm import hub
 from pyllm.errors import (
@@ -355,10 +355,10 @@ except MissingDependencyError as error:
 else:
     raise SystemExit("no error")
 """
-    isolated.survive(script, env={"PYLLM_CACHE": str(cache), "HF_HUB_CACHE": str(cache / "hf")})
+    isolation.survive(script, env={"PYLLM_CACHE": str(cache), "HF_HUB_CACHE": str(cache / "hf")})
 
 
 def test_nothing_is_printed(server, tmp_path):
     script = "import sys; from pyllm import hub; assert hub.pull(sys.argv[1]).is_file()"
-    done = isolated.survive(script, f"{REPO}:Q8_0", env={name: os.environ[name] for name in os.environ})
+    done = isolation.survive(script, f"{REPO}:Q8_0", env={name: os.environ[name] for name in os.environ})
     assert done.stdout == "reached the end\n"

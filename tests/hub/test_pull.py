@@ -8,11 +8,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.waiting import wait_for
 
 from pyllm import hub
 from pyllm.errors import ChecksumError, DownloadError, UnknownModelError
@@ -27,13 +27,6 @@ def visible(cache: Path) -> list[str]:
     return sorted(
         str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file() and path.suffix != ".lock"
     )
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end, f"waited too long for {what}"
-        time.sleep(0.02)
 
 
 def test_pull_puts_model_record_and_licence_in_place(plain, index, cache, tmp_path, monkeypatch):

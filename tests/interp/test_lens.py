@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from support.numerics import log_softmax
 
 from pyllm import errors
 from pyllm.interp import Interp, NoActivationError, logit_lens
@@ -38,16 +39,15 @@ def test_every_layer_is_norm_and_matrix(lab: Interp, text: str, tiny_models: dic
 
 def test_what_is_kept(lab: Interp, text: str) -> None:
     lens = logit_lens(lab, text, top=3, keep_logits=True)
-    logits = lens.logits.astype(np.float64)
-    logprobs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    logprobs = log_softmax(lens.logits)
     n = len(lens.tokens)
     assert np.array_equal(lens.top_tokens, np.argsort(-logprobs, axis=-1)[..., :3])
     assert np.allclose(lens.top_logprobs, -np.sort(-logprobs, axis=-1)[..., :3], atol=1e-4)
     assert np.allclose(lens.entropy, -(np.exp(logprobs) * logprobs).sum(axis=-1), atol=1e-4)
     for i in range(n - 1):
-        target = lens.tokens[i + 1]
+        target, row = lens.tokens[i + 1], lens.logits[:, i]
         assert np.allclose(lens.target_logprobs[:, i], logprobs[:, i, target], atol=1e-4)
-        assert np.array_equal(lens.target_ranks[:, i], (logits[:, i] > logits[:, i, target, None]).sum(axis=-1))
+        assert np.array_equal(lens.target_ranks[:, i], (row > row[:, target, None]).sum(axis=-1))
     assert np.isnan(lens.target_logprobs[:, -1]).all()
     assert (lens.target_ranks[:, -1] == -1).all()
     assert logit_lens(lab, text).logits is None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.numerics import log_softmax
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -180,8 +181,7 @@ def test_it_turns_a_text(lab: Interp, pairs: tuple) -> None:
     logprob = {}
     for scale in (-1.0, 1.0):
         vector.apply(lab.context, scale)
-        row = lab.run(ids)[-1].astype(np.float64)
-        logprob[scale] = row[wanted] - np.log(np.exp(row).sum())
+        logprob[scale] = log_softmax(lab.run(ids)[-1])[wanted]
     SteeringVector.remove(lab.context)
     assert logprob[1.0] > logprob[-1.0]
 

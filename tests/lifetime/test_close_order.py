@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import itertools
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -80,17 +80,17 @@ for order in orders[:: int(sys.argv[2])]:
 
 
 def test_every_order_of_close(tiny_models):
-    isolated.survive(CLOSE, tiny_models["llama"])
+    isolation.survive(CLOSE, tiny_models["llama"])
 
 
 def test_orders_of_letting_go(tiny_models):
     # 17 is prime to every count in 7!, so that each name comes in every place.
-    isolated.survive(LET_GO, tiny_models["llama"], 17)
+    isolation.survive(LET_GO, tiny_models["llama"], 17)
 
 
 @pytest.mark.slow
 def test_every_order_of_letting_go(tiny_models):
-    isolated.survive(LET_GO, tiny_models["llama"], 1, timeout=600)
+    isolation.survive(LET_GO, tiny_models["llama"], 1, timeout=600)
 
 
 def test_closing_the_model_leaves_a_live_view_its_memory(make_model, tiny_models):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import isolated
 import pytest
+from support import isolation
 
 EVERYTHING = """
 model, context = make(n_threads=2)
@@ -86,7 +86,7 @@ second = Context(Model(PATH), n_ctx=64)
 @pytest.mark.parametrize("ending", ENDINGS.values(), ids=ENDINGS)
 def test_everything_alive(ending, tiny_models):
     script = EVERYTHING + "print('made')\n" + ending
-    result = isolated.run(script, tiny_models["llama"])
+    result = isolation.run(script, tiny_models["llama"])
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("made")
 
@@ -97,7 +97,7 @@ NAMES = ("model", "context", "vocab", "memory", "grammar", "chain", "generation"
 @pytest.mark.parametrize("seed", range(12))
 def test_globals_in_any_order(seed, tiny_models):
     """Names of __main__ are cleared in the order in which they were set."""
-    isolated.survive(
+    isolation.survive(
         EVERYTHING
         + f"""
 import random
@@ -115,7 +115,7 @@ del things
 @pytest.mark.parametrize("seed", range(12))
 def test_modules_in_any_order(seed, tiny_models):
     """Modules are taken down in another order than they were imported in, and some before the end."""
-    isolated.survive(
+    isolation.survive(
         EVERYTHING
         + f"""
 import random
@@ -218,13 +218,13 @@ def test_daemon_threads(threads, tiny_models):
         "time.sleep(float(sys.argv[2]))\nprint('made')\n"
     )
     for delay in (0.05, 0.2, 0.31, 0.47):
-        result = isolated.run(script, tiny_models["llama"], delay)
+        result = isolation.run(script, tiny_models["llama"], delay)
         assert (result.returncode, result.stdout, result.stderr) == (0, "made\n", "")
 
 
 def test_daemon_threads_that_are_not_ended_by_sys_exit(tiny_models):
     """The main thread decodes itself when it leaves through an exception."""
-    result = isolated.run(
+    result = isolation.run(
         THREADS["decoding"]
         + """
 threading.Thread(target=work, daemon=True).start()
@@ -243,7 +243,7 @@ except KeyboardInterrupt:
 
 
 def test_threads_that_are_joined_at_exit(tiny_models):
-    isolated.survive(
+    isolation.survive(
         """
 from pyllm.errors import NoKVSlotError
 model, context = make()
@@ -263,5 +263,5 @@ for _ in range(3):
 
 
 def test_nothing_is_said_by_the_way(tiny_models):
-    result = isolated.survive(EVERYTHING, tiny_models["llama"])
+    result = isolation.survive(EVERYTHING, tiny_models["llama"])
     assert result.stdout == "reached the end\n"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-import isolated
 import pytest
+from support import isolation
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 
@@ -209,7 +209,7 @@ context.memory.clear()
 context.decode(Batch.from_arrays([1, 5]))
 assert np.allclose(context.logits[-1], expected, atol=1e-4), "the parent's context has changed"
 """
-    isolated.survive(CHILD + script + ("" if "view = " in script else after), tiny_models["llama"])
+    isolation.survive(CHILD + script + ("" if "view = " in script else after), tiny_models["llama"])
 
 
 MULTIPROCESSING = """
@@ -245,10 +245,10 @@ context.decode(Batch.from_arrays([1]))
 
 
 def test_multiprocessing(tiny_models):
-    isolated.survive(MULTIPROCESSING, tiny_models["llama"])
+    isolation.survive(MULTIPROCESSING, tiny_models["llama"])
 
 
 def test_the_module_may_be_imported_before_the_fork(tiny_models):
     """Nothing loaded yet in the parent: the child loads everything itself."""
     script = CHILD.replace("model, context = make(n_threads=2)\nexpected = context.logits.copy()\n", "")
-    isolated.survive(script + "child(lambda: make(n_threads=2))\nmake(n_threads=2)", tiny_models["llama"])
+    isolation.survive(script + "child(lambda: make(n_threads=2))\nmake(n_threads=2)", tiny_models["llama"])

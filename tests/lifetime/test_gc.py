@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import isolated
+from support import isolation
 
 CYCLES = {
     # A callback that holds its own context, the usual way to a cycle.
@@ -134,4 +134,4 @@ def pytest_generate_tests(metafunc):
 
 
 def test_cycle(script, tiny_models):
-    isolated.survive("import weakref\n" + script, tiny_models["llama"])
+    isolation.survive("import weakref\n" + script, tiny_models["llama"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-import isolated
 import pytest
+from support import isolation
 
 pytestmark = pytest.mark.skipif(
     "libasan" in os.environ.get("LD_PRELOAD", ""), reason="the sanitizer holds on to what was freed"
@@ -218,7 +218,7 @@ def test_no_growth(name, tiny_models):
     work, rounds = WORK[name]
     assert tiny_models["t5"].parent == tiny_models["llama"].parent
     # Freed memory is given back at once, and not overwritten, which would touch it.
-    result = isolated.survive(
+    result = isolation.survive(
         f"{MEASURE}\n{work}\nmeasure(work, {rounds})",
         tiny_models["llama"],
         LIMIT,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import isolated
 import numpy as np
 import pytest
+from support import isolation
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
@@ -296,7 +296,7 @@ run_threads(*[lambda seq=seq: fail(seq) for seq in range(5, 9)])
 
 @pytest.mark.parametrize("script", RACES.values(), ids=RACES)
 def test_race(script, tiny_models):
-    result = isolated.run(script + "\nprint('reached the end')", tiny_models["llama"], timeout=550)
+    result = isolation.run(script + "\nprint('reached the end')", tiny_models["llama"], timeout=550)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-4000:]
     assert result.stdout == "reached the end\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tiny_loras import write_lora
+from support.loras import write_lora
 
 from pyllm import Llama, errors
 from pyllm.core.model import Model

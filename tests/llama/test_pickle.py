@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_loras
+from support import loras
 
 from pyllm import Llama, Model, errors
 from pyllm.engine import Engine
@@ -85,7 +85,7 @@ def test_a_name_in_the_folder_is_found_from_another_one(path: Path, tmp_path: Pa
 
 
 def test_adapters_in_use_come_along(path: Path, tmp_path: Path) -> None:
-    adapter = tiny_loras.write_lora(tmp_path / "adapter.gguf", path, 1)
+    adapter = loras.write_lora(tmp_path / "adapter.gguf", path, 1)
     with Llama(path, n_ctx=128, n_threads=1) as llm:
         llm.set_lora((adapter, 0.5))
         with again(llm) as other:

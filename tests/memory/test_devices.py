@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fake_backend
-import isolated
 import pytest
+from support import fake_backend, isolation
 
 pytestmark = fake_backend.NEEDED
 
@@ -33,7 +32,7 @@ def path(tiny_models) -> Path:
 
 
 def survive(script: str, library: Path, path: Path, megabytes: str) -> None:
-    isolated.survive(PRELUDE + script, library, path, env={"FAKE_DEVICES": megabytes})
+    isolation.survive(PRELUDE + script, library, path, env={"FAKE_DEVICES": megabytes})
 
 
 def test_all_goes_to_a_device_with_room(library, path):

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from rpc_servers import RPCServer, free_port
+from support.programs import free_port
+from support.rpc import RPCServer
 
 from pyllm import Llama, errors, memory
 from pyllm.core import backend, rpc

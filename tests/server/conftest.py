@@ -11,8 +11,10 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from browsers import ARGUMENTS, CHROMIUM, Tab, tab
-from served import Process, Prompted, Served, quiet, wait_for
+from support.browsers import ARGUMENTS, CHROMIUM, Tab, tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Process, Served
+from support.waiting import wait_for
 
 from pyllm import Model
 from pyllm.engine import Engine
@@ -30,7 +32,7 @@ def shared_engine(tiny_model: Model) -> Iterator[Prompted]:
 def engine(shared_engine: Prompted) -> Iterator[Prompted]:
     yield shared_engine
     shared_engine.processor = None
-    quiet(shared_engine)
+    wait_until_idle(shared_engine)
 
 
 @pytest.fixture(scope="module")

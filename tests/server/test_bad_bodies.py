@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 import httpx
-from served import PYTHON
+from support.servers import PYTHON
 
 VALUES: list[Any] = [
     None, True, 0, -1, 1.5, 1e308, 10**30, "", "x", "\0", [], [5], ["x"], [[]], [None], [{}], {}, {"a": 1}, {"type": 5},

@@ -13,7 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm import Model
 from pyllm.server import Settings, active_request, make_app
@@ -173,11 +175,11 @@ def test_a_slow_reader_keeps_nobody_waiting(start: Callable[..., Served], engine
             status, other = post(server, "/v1/completions", {"prompt": "the", "max_tokens": 5})
             assert (status, other["usage"]["completion_tokens"]) == (200, 5)
         # It goes on for the slow one, too: all of its text is there when it comes to read.
-        wait_for(lambda: engine.metrics().n_running == 0, 60)
+        wait_for(lambda: engine.metrics().n_running == 0)
         text = bytearray()
         while b"data: [DONE]" not in text:
             text += slow.recv(1 << 16)
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_what_is_not_read_is_not_kept_without_end(
@@ -189,11 +191,11 @@ def test_what_is_not_read_is_not_kept_without_end(
     before = engine.metrics().n_cancelled
     body = {"prompt": "the cat", "max_tokens": 400, "logprobs": 100, "stream": True}
     with connect(server, request("/v1/completions", body), buffer=4096) as slow:
-        wait_for(lambda: engine.metrics().n_cancelled == before + 1, 60)
+        wait_for(lambda: engine.metrics().n_cancelled == before + 1)
         text = bytearray()
         while b"not_read" not in text:
             text += slow.recv(1 << 16)
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -214,7 +216,7 @@ def test_what_was_generated_is_read_before_the_end(start: Callable[..., Served],
         server = shrink(start(engine))
         engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
         with connect(server, request("/v1/completions", MUCH), buffer=4096) as slow:
-            wait_for(lambda: engine.metrics().n_generated_tokens == 4 * 100, 60)
+            wait_for(lambda: engine.metrics().n_generated_tokens == 4 * 100)
             server.runner.drain()
             time.sleep(0.6)
             text = bytearray()

@@ -18,12 +18,14 @@ from typing import Any
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served import Served, quiet, wait_for
+from support.engines import wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm import Model
 from pyllm.engine import Engine, Job, QueueFullError
 
-CLIENTS = Path(__file__).parents[1] / "crowd.py"
+CLIENTS = Path(__file__).parents[1] / "support" / "load.py"
 N_CTX = 256
 
 
@@ -108,7 +110,7 @@ def on_loop(server: Served, work: Any) -> Any:
 
 
 def check_nothing_is_left(server: Served, engine: Watched) -> None:
-    quiet(engine)
+    wait_until_idle(engine)
     wait_for(lambda: not server.state.running)
     cache, memory = engine._cache, engine.context.memory
     lengths = {seq: cache.ledger.length(seq) for seq in cache.idle}

@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import programs
 import pytest
-from served import wait_for
+from support import programs
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
 
 # Takes many seconds, and can be cut off at any moment.
 ENDLESS = {"prompt": "the cat", "max_tokens": -1, "stream": True, "logit_bias": {"2": -100}}
-
-
-def free_port() -> int:
-    with socket.socket() as connection:
-        connection.bind(("127.0.0.1", 0))
-        return int(connection.getsockname()[1])
 
 
 def stream(port: int, body: dict[str, Any]) -> socket.socket:
@@ -61,7 +55,7 @@ def answers(url: str) -> bool:
 
 
 def test_killed_in_mid_stream_and_started_again(serve, tiny_models) -> None:
-    port = free_port()
+    port = programs.free_port()
     flags = (tiny_models["llama"], "-c", "16384", "-np", "4", "--port", port)
     first = serve(*flags)
     assert first.url.endswith(f":{port}")

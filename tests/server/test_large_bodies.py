@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import PYTHON
+from support.servers import PYTHON
 
 from pyllm.server import limits
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from served import Served
+from support.servers import Served
 
 from pyllm import Model
 from pyllm.engine import Engine

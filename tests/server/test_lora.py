@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Served
-from tiny_loras import write_lora
+from support.loras import write_lora
+from support.servers import Served
 
 from pyllm import Llama, Model
 from pyllm.engine import Engine

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from served import Prompted, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.waiting import wait_for
 
 ENDLESS = {"prompt": "the cat", "max_tokens": 1500}
 PATHS = {
@@ -45,7 +46,7 @@ def test_a_client_that_goes_away_ends_its_text(server, engine: Prompted, path: s
     wait_for(lambda: engine.metrics().n_running == 1)
     connection.close()
     left = time.monotonic()
-    wait_for(lambda: engine.metrics().n_running == 0, 2)
+    wait_for(lambda: engine.metrics().n_running == 0, seconds=2)
     assert time.monotonic() - left < 2
     assert engine.metrics().n_cancelled == before.n_cancelled + 1
 
@@ -58,11 +59,11 @@ def test_a_client_that_goes_away_while_it_waits(server, engine: Prompted, stream
     waiting = connect(server, "/v1/completions", ENDLESS | {"stream": stream})
     wait_for(lambda: engine.metrics().n_waiting == 1)
     waiting.close()
-    wait_for(lambda: engine.metrics().n_waiting == 0, 2)
+    wait_for(lambda: engine.metrics().n_waiting == 0, seconds=2)
     assert engine.metrics().n_running == engine.n_parallel
     for connection in running:
         connection.close()
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_all_prompts_of_a_client_end_with_it(server, engine: Prompted) -> None:
@@ -70,7 +71,7 @@ def test_all_prompts_of_a_client_end_with_it(server, engine: Prompted) -> None:
     connection = connect(server, "/v1/completions", {**ENDLESS, "prompt": ["a", "b", "c", "d", "e", "f"], "n": 2})
     wait_for(lambda: engine.metrics().n_running + engine.metrics().n_waiting == 12)
     connection.close()
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_openais_client_closes_a_stream(server, engine: Prompted) -> None:
@@ -79,7 +80,7 @@ def test_openais_client_closes_a_stream(server, engine: Prompted) -> None:
         stream = client.completions.create(model="m", prompt="the", max_tokens=1500, stream=True)
         next(iter(stream))
         stream.close()
-        wait_for(lambda: engine.metrics().n_running == 0, 2)
+        wait_for(lambda: engine.metrics().n_running == 0, seconds=2)
 
 
 def test_a_client_that_reads_nothing_is_let_go(start, engine: Prompted) -> None:
@@ -98,8 +99,8 @@ def test_a_client_that_reads_nothing_is_let_go(start, engine: Prompted) -> None:
         connection.sendall(
             f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data
         )
-        wait_for(lambda: not server.state.running and engine.metrics().n_requests > 0, 60)
-    quiet(engine)
+        wait_for(lambda: not server.state.running and engine.metrics().n_requests > 0)
+    wait_until_idle(engine)
 
 
 # ---- crowds
@@ -121,7 +122,7 @@ def test_a_full_queue_says_when_to_come_again(start, tiny_model) -> None:
             client.chat.completions.create(model="m", messages=[{"role": "user", "content": "x"}])
         for connection in connections:
             connection.close()
-        quiet(engine)
+        wait_until_idle(engine)
         assert server.post("/v1/completions", {"prompt": "the", "max_tokens": 1}).status_code == 200
         server.stop()
 
@@ -158,7 +159,7 @@ def test_a_crowd_with_random_manners(start, tiny_model) -> None:
 
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
             assert set(pool.map(one, plans)) == {"good"}
-        quiet(engine)
+        wait_until_idle(engine)
         wait_for(lambda: not server.state.running)
         assert engine.metrics().n_failed == 0
         server.stop()
@@ -202,7 +203,7 @@ def test_what_takes_too_long_then_ends_with_an_error(start, tiny_model, stream: 
         assert not server.thread.is_alive()
         assert "shutting down" in result[0].text
         assert result[0].status_code == (200 if stream else 503)
-        quiet(engine)
+        wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, TimeoutError])
@@ -213,7 +214,7 @@ def test_what_a_processor_raises_ends_its_stream_with_an_error(server, engine: P
     engine.processor = fail
     answer = server.post("/v1/completions", {"prompt": "the", "max_tokens": 2, "stream": True})
     assert json.loads(answer.text.removeprefix("data: "))["error"]["code"] == "internal_error"
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_signs_of_life(start, engine: Prompted) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from served import Prompted, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.waiting import wait_for
 
 from pyllm.chat.messages import left_out
 from pyllm.server.messages import MessagesTokenCountRequest
@@ -171,7 +172,7 @@ def test_errors_of_a_busy_or_broken_server_have_the_same_shape(start, server, en
         assert refused.headers["retry-after"]
         for job in jobs:
             job.cancel()
-        quiet(full)
+        wait_until_idle(full)
         busy.state.draining = True
         shaped(busy.post("/v1/messages", body), 503, "overloaded_error")
         busy.stop()
@@ -257,4 +258,4 @@ def test_a_client_that_goes_away(claude, engine) -> None:
     with claude.messages.stream(model="m", max_tokens=1500, messages=HELLO) as stream:
         next(iter(stream))
         wait_for(lambda: engine.metrics().n_running == 1)
-    quiet(engine)
+    wait_until_idle(engine)

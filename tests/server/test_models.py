@@ -17,7 +17,9 @@ import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from served import Prompted, Served, wait_for
+from support.engines import Prompted
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm.engine import Engine
 from pyllm.errors import InsufficientMemoryError, InvalidArgumentError

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-import tiny_models
+from support import models
 
 from pyllm import Llama
 from pyllm.engine import Engine
@@ -442,7 +442,7 @@ def test_an_infill_is_cut_around_the_gap(start, engine) -> None:
 
 
 def test_a_model_that_cannot_fill_in(start, make_model, tmp_path) -> None:
-    path = tiny_models.write(tmp_path / "none.gguf", "llama", vocab="ugm")
+    path = models.write(tmp_path / "none.gguf", "llama", vocab="ugm")
     with Engine(make_model(path), n_ctx=64, n_parallel=1, n_threads=1) as engine:
         server = start(engine)
         body = {"input_prefix": "a", "input_suffix": "b"}

@@ -7,8 +7,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from served import Served
 from starlette.routing import Route
+from support.servers import Served
 
 from pyllm import Llama, Model
 from pyllm.server.admin import MANAGING

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import Served
+from support.servers import Served
 
 from pyllm.server.page import FILES, File
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from browsers import Tab
-from served import Prompted, Served
+from support.browsers import Tab
+from support.engines import Prompted
+from support.servers import Served
 
 pytestmark = pytest.mark.slow
 

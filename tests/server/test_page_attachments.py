@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 import pytest
-from browsers import Tab
-from served import Prompted
+from support.browsers import Tab
+from support.engines import Prompted
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from browsers import Tab
-from served import Prompted, Served, quiet, wait_for
+from support.browsers import Tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 TEMPLATES = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"
@@ -47,7 +49,7 @@ def test_stop_frees_the_slot_and_keeps_what_was_written(web: Tab, engine: Prompt
     web.page.locator(".message.assistant .markdown").wait_for()
     wait_for(lambda: engine.metrics().n_running == 1)
     web.page.get_by_role("button", name="Stop").click()
-    quiet(engine)
+    wait_until_idle(engine)
     text = web.answered()
     assert text
     assert "stopped by you" in web.page.locator(".message.assistant .note").inner_text()
@@ -62,13 +64,13 @@ def test_escape_stops_and_so_does_closing_the_tab(web: Tab, other, server: Serve
     web.say("go on")
     wait_for(lambda: engine.metrics().n_running == 1)
     web.page.keyboard.press("Escape")
-    quiet(engine)
+    wait_until_idle(engine)
     with other(server) as second:
         second.open()
         second.say("go on")
         second.page.locator(".message.assistant .markdown").wait_for()
         assert engine.metrics().n_running == 1
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_escape_stops_wherever_the_focus_is(web: Tab, engine: Prompted) -> None:
@@ -82,7 +84,7 @@ def test_escape_stops_wherever_the_focus_is(web: Tab, engine: Prompted) -> None:
         wait_for(lambda: engine.metrics().n_running == 1)
         web.page.evaluate(leave)
         web.page.keyboard.press("Escape")
-        quiet(engine)
+        wait_until_idle(engine)
         web.answered()
         assert "stopped by you" in web.page.locator(".message.assistant .note").inner_text()
     web.page.get_by_role("button", name="Regenerate").click()
@@ -94,7 +96,7 @@ def test_escape_stops_wherever_the_focus_is(web: Tab, engine: Prompted) -> None:
     assert web.page.get_by_role("complementary", name="Parameters").is_hidden()
     assert engine.metrics().n_running == 1
     web.page.keyboard.press("Escape")
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_escape_stops_the_inspector(web: Tab, engine: Prompted) -> None:
@@ -106,7 +108,7 @@ def test_escape_stops_the_inspector(web: Tab, engine: Prompted) -> None:
     wait_for(lambda: engine.metrics().n_running == 1)
     web.page.evaluate("document.activeElement.blur()")
     web.page.keyboard.press("Escape")
-    quiet(engine)
+    wait_until_idle(engine)
     web.generated()
 
 
@@ -172,7 +174,7 @@ def test_a_new_chat_leaves_a_running_answer_alone(web: Tab, engine: Prompted) ->
     n = len(body.inner_text())
     web.until("n => document.querySelector('.assistant .body').innerText.length > n", n)
     web.page.get_by_role("button", name="Stop").click()
-    quiet(engine)
+    wait_until_idle(engine)
     text = web.answered()
     running.wait_for(state="detached")
     # Nothing was lost or came twice while nobody looked.

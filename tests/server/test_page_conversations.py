@@ -6,8 +6,9 @@ import json
 import re
 
 import pytest
-from browsers import Tab
-from served import Prompted, Served, quiet
+from support.browsers import Tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
 
 pytestmark = pytest.mark.slow
 
@@ -253,7 +254,7 @@ def test_the_menu_by_keyboard(web: Tab, engine: Prompted) -> None:
     web.page.keyboard.press("Escape")
     web.page.get_by_role("complementary", name="Conversations").wait_for(state="hidden")
     web.page.keyboard.press("Escape")
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 # ---- kept
@@ -289,7 +290,7 @@ def test_an_answer_that_comes_is_kept_when_the_page_goes(web: Tab, engine: Promp
     kept = "document.querySelector('.assistant .markdown') && Object.values(localStorage).some(one => one.length > 300)"
     web.until(kept)
     web.open()
-    quiet(engine)
+    wait_until_idle(engine)
     web.page.locator("#conversations .title").first.click()
     bodies = web.bodies
     assert bodies[0] == "go on" and len(bodies[1]) > 5
@@ -302,7 +303,7 @@ def test_a_deleted_conversation_stays_deleted(web: Tab, engine: Prompted) -> Non
     web.page.locator(".message.assistant .markdown").wait_for()
     web.chosen("go on", "Delete")
     web.page.locator("dialog").get_by_role("button", name="Delete").click()
-    quiet(engine)
+    wait_until_idle(engine)
     assert web.page.locator(".message").count() == 0
     web.open()
     assert web.page.locator("#conversations li").count() == 0

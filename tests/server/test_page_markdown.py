@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from browsers import Tab
-from served import Prompted
+from support.browsers import Tab
+from support.engines import Prompted
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 
 import httpx
 import pytest
-from browsers import Tab
-from served import Prompted, Served, quiet, wait_for
 from starlette.applications import Starlette
+from support.browsers import Tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm.server import Settings, make_app
 from pyllm.server.loader import ModelSpec
@@ -152,7 +154,7 @@ def test_a_full_server_says_when_to_come_again(start, other, tiny_model) -> None
             web.complaints.clear()
             for job in jobs:
                 job.cancel()
-            quiet(engine)
+            wait_until_idle(engine)
             engine.says("yes")
             web.page.get_by_role("button", name="Answer again").click()
             web.page.get_by_text("yes", exact=True).wait_for()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
-from browsers import Tab
-from served import Prompted, Served, quiet, wait_for
+from support.browsers import Tab
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm.engine import Engine
 
@@ -216,7 +218,7 @@ def test_stopping_the_inspector_frees_the_slot(web: Tab, engine: Prompted) -> No
     web.page.locator(".token:not(.prompt)").nth(3).wait_for()
     wait_for(lambda: engine.metrics().n_running == 1)
     web.page.get_by_role("button", name="Stop").click()
-    quiet(engine)
+    wait_until_idle(engine)
     web.generated()
     assert "stopped by you" in web.page.locator("#inspector-summary").inner_text()
 

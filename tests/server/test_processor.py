@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from served import Prompted, Served
+from support.engines import Prompted
+from support.servers import Served
 
 
 @pytest.fixture(scope="module")

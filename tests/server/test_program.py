@@ -9,8 +9,8 @@ import signal
 
 import httpx
 import openai
-import programs
 import pytest
+from support import programs
 
 from pyllm.cli.serve_models import WantedModel
 from pyllm.server.log import JSONFormatter, TextFormatter

@@ -12,7 +12,7 @@ import subprocess
 import httpx
 import openai
 import pytest
-from served import wait_for
+from support.waiting import wait_for
 
 from pyllm.chat.request import ChatRequest
 from pyllm.errors import InvalidArgumentError

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Prompted, Served
+from support.engines import Prompted
+from support.servers import Served
 
 TEMPLATES = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models" / "templates"
 WEATHER = {

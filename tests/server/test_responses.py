@@ -7,7 +7,8 @@ from typing import Any
 
 import openai
 import pytest
-from served import quiet, wait_for
+from support.engines import wait_until_idle
+from support.waiting import wait_for
 
 WEATHER = {
     "type": "function",
@@ -105,4 +106,4 @@ def test_a_client_that_goes_away(client, engine) -> None:
     next(iter(stream))
     wait_for(lambda: engine.metrics().n_running == 1)
     stream.close()
-    quiet(engine)
+    wait_until_idle(engine)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
-from served import Prompted, Served, quiet
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
 
 from pyllm import Llama, Model
 
@@ -25,7 +26,7 @@ def served(start: Callable[..., Served], tiny_model: Model) -> Iterator[Served]:
         Llama(tiny_model, n_ctx=256, n_threads=1) as embedder,
     ):
         yield start(engine, embedder=embedder, metrics=True, alias="tiny", max_tokens=4, props=True)
-        quiet(engine)
+        wait_until_idle(engine)
         assert engine.metrics().n_failed == 0
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm import Model
 from pyllm.server import Settings
@@ -22,7 +24,7 @@ def server(start: Callable[..., Served], engine: Prompted, tmp_path: Path) -> It
     server = start(engine, alias="tiny", slot_save_path=str(tmp_path))
     yield server
     engine.processor = None
-    quiet(engine)
+    wait_until_idle(engine)
     server.stop()
 
 
@@ -63,7 +65,7 @@ def test_what_runs_is_seen_and_no_text(server: Served, engine: Prompted) -> None
     assert "prompt" not in busy and "generated" not in busy and "fox" not in server.get("/slots").text
     job.cancel()
     job.result(20)
-    quiet(engine)
+    wait_until_idle(engine)
     after = server.get("/slots").json()[2]
     assert after["is_processing"] is False and after["id_task"] == busy["id_task"]
     assert after["next_token"][0]["has_next_token"] is False

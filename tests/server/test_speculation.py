@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import programs
 import pytest
 import typer
-from served import Process, Served
+from support import programs
+from support.servers import Process, Served
 
 from pyllm import Model
 from pyllm.cli.speculation import SpeculationOptions

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from served import Prompted, Served, quiet, wait_for
+from support.engines import Prompted, wait_until_idle
+from support.servers import Served
+from support.waiting import wait_for
 
 from pyllm.server import Settings
 from pyllm.server.sse import EventStream
@@ -42,7 +44,7 @@ def test_streams_beside_one_another_are_whole(server: Served, engine: Prompted) 
                     assert "".join(each["text"] for each in own) == choice["text"]
                     reasons = [each["finish_reason"] for each in own if each["finish_reason"]]
                     assert reasons == [choice["finish_reason"]]
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_native_streams_have_the_tokens_of_their_texts(server: Served, engine: Prompted) -> None:
@@ -55,7 +57,7 @@ def test_native_streams_have_the_tokens_of_their_texts(server: Served, engine: P
     assert tokens == server.post("/completion", body).json()["tokens"]
     counts = [each["timings"]["predicted_n"] for each in pieces if "timings" in each]
     assert counts == sorted(counts) and counts[-1] <= 80
-    quiet(engine)
+    wait_until_idle(engine)
 
 
 def test_what_a_finished_stream_leaves_is_known_at_once(server: Served, engine: Prompted) -> None:

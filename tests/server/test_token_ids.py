@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from served import Served
+from support.servers import Served
 
 from pyllm import Llama
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.drafting import PROMPT
+from support.numerics import EXACT
 
 from pyllm.core.batch import Batch
 from pyllm.core.context import Context
@@ -18,11 +20,6 @@ from pyllm.core.samplers import Greedy
 from pyllm.core.speculative import Drafter
 from pyllm.core.speculative_generation import SpeculativeGeneration
 from pyllm.core.speculative_pace import Pace
-
-# In float32 what is computed together is rounded so little otherwise that no choice falls the other way.
-EXACT = {"type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
-
-PROMPT = np.random.default_rng(0).integers(3, 250, 20).astype(np.int32)
 
 Ids = NDArray[np.int32]
 

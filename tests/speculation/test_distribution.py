@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from speculation.conftest import PROMPT
+from support.drafting import PROMPT
 
 from pyllm.core.batch import Batch
 from pyllm.core.sampler import Chain

@@ -6,7 +6,8 @@ import threading
 
 import numpy as np
 import pytest
-from speculation.conftest import EXACT, PROMPT
+from support.drafting import PROMPT
+from support.numerics import EXACT
 
 from pyllm import errors
 from pyllm.core.batch import Batch

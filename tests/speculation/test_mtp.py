@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from speculation import mtp_model
-from speculation.conftest import EXACT, PROMPT
+from support.drafting import PROMPT, write_mtp
+from support.numerics import EXACT
 
 from pyllm import Llama, errors
 from pyllm.core.model import Model
@@ -15,11 +15,11 @@ MTP = SpeculationParams(types="draft-mtp", n_max=3, adaptive=False)
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    return mtp_model.write(tmp_path_factory.mktemp("mtp") / "mtp.gguf")
+    return write_mtp(tmp_path_factory.mktemp("mtp") / "mtp.gguf")
 
 
 def test_the_same_text(path):
-    options = {"n_ctx": 256, "n_threads": 1, "n_batch": 32, **EXACT}
+    options = {"n_ctx": 256, "n_batch": 32, **EXACT}
     with Llama(path, **options) as plain, Llama(path, **options, speculative=MTP) as llm:
         assert plain.model.n_layer_nextn == 1
         for prompt in (PROMPT, [*PROMPT, *PROMPT[::-1]], PROMPT[:7]):

@@ -2,11 +2,12 @@
 
 import io
 
-import isolated
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from support import isolation
+from support.numerics import softmax
 
 from pyllm import errors, viz
 from pyllm.interp import Interp, logit_lens
@@ -74,7 +75,7 @@ def test_a_notebook_gets_a_picture(scored):
 def test_bars_are_probabilities(decoded, tiny_model):
     row = decoded.logits.copy()[-1]
     figure = viz.top_tokens(row, tiny_model.vocab, 6)
-    p = np.sort(np.exp(row - np.logaddexp.reduce(row.astype(float))))[::-1][:6]
+    p = np.sort(softmax(row))[::-1][:6]
     assert np.allclose([bar.get_width() for bar in figure.axes[0].patches], p, rtol=1e-4)
     best = np.argsort(-row, kind="stable")[:6]
     names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
@@ -138,7 +139,7 @@ def test_what_cannot_be_shown_is_refused(module, name, value):
 
 
 def test_no_global_state_of_matplotlib_is_touched():
-    isolated.survive(
+    isolation.survive(
         "import sys; from pyllm import viz; assert 'matplotlib' not in sys.modules\n"
         "import pyllm.viz.canvas; assert 'matplotlib.pyplot' not in sys.modules"
     )

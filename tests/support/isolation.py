@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-PRELUDE = Path(__file__).with_name("isolated_prelude.py").read_text(encoding="utf-8")
+PRELUDE = Path(__file__).with_name("isolation_prelude.py").read_text(encoding="utf-8")
 
 
 # Limits end what hangs, before pytest's own does; a busy machine may need minutes for what takes a second elsewhere.
 def run(
     script: str, *arguments: object, timeout: float = 550, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script after the names of `isolated_prelude.py`; `arguments` become ``sys.argv[1:]``."""
+    """Run a script after the names of `isolation_prelude.py`; `arguments` become ``sys.argv[1:]``."""
     # Freed memory is overwritten, so that using it shows; a crash tells where it happened, without a debugger.
     settings = {"MALLOC_PERTURB_": "165", "PYTHONFAULTHANDLER": "1", "GGML_NO_BACKTRACE": "1"}
     environment = os.environ | settings | (env or {})

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from served import Served, wait_for
+from support.servers import Served
+from support.waiting import wait_for
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update")
@@ -48,7 +49,7 @@ class Tab:
 
     def until(self, script: str, *arguments: Any) -> None:
         """Wait until something is true. Playwright's own way to wait evaluates text, which the policy forbids."""
-        wait_for(lambda: self.page.evaluate(script, *arguments), 60)
+        wait_for(lambda: self.page.evaluate(script, *arguments), script)
 
     def check(self) -> None:
         """Nobody else was asked, and nothing went wrong."""

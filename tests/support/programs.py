@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import logging
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 PROGRAM = [sys.executable, "-m", "pyllm"]
+
+
+def free_port() -> int:
+    """A port of loopback that no program listens at just now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
 
 
 @dataclass

@@ -4,7 +4,7 @@ Each architecture stands for a kind of model that pyllm has to treat differently
 sliding window, recurrent, hybrid, encoder, encoder-decoder. The weights are random but seeded, so a file is the
 same byte for byte every time; the text is nonsense but deterministic and not constant.
 
-    path = tiny_models.write(tmp_path / "tiny.gguf", "gemma3", seed=1)
+    path = models.write(tmp_path / "tiny.gguf", "gemma3", seed=1)
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny_vocabs
 
 from pyllm.core.gguf import GGUFWriter
+from support import vocabs
 
 #: What `write` can make, by what llama.cpp calls it.
 ARCHITECTURES: tuple[str, ...] = ("llama", "qwen3moe", "gemma3", "mamba", "jamba", "bert", "t5")
@@ -161,7 +161,7 @@ class _Model:
         self.add("attention.head_count_kv", s.n_head_kv)
         self.add(epsilon, 1e-5)
 
-    def embeddings(self, vocab: tiny_vocabs.Vocab) -> None:
+    def embeddings(self, vocab: vocabs.Vocab) -> None:
         """Add the two matrices of the vocabulary, and the norm before the output."""
         s = self.sizes
         # Gemma multiplies its embeddings by sqrt(n_embd).
@@ -173,7 +173,7 @@ class _Model:
         self.table("output", vocab.size, s.n_embd, scale=scale, type=self.type)
 
 
-def _llama(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _llama(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     m.transformer_keys()
     m.add("rope.dimension_count", m.sizes.n_embd_head)
     m.embeddings(vocab)
@@ -185,7 +185,7 @@ def _llama(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
         m.feed_forward(f"blk.{i}")
 
 
-def _qwen3moe(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _qwen3moe(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     s = m.sizes
     m.transformer_keys()
     m.add("attention.key_length", s.n_embd_head)
@@ -204,7 +204,7 @@ def _qwen3moe(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
         m.experts(f"blk.{i}")
 
 
-def _gemma3(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _gemma3(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     s = m.sizes
     m.transformer_keys()
     m.add("attention.key_length", s.n_embd_head)
@@ -233,7 +233,7 @@ def _ssm_keys(m: _Model) -> None:
     m.add("ssm.time_step_rank", s.ssm_dt_rank)
 
 
-def _mamba(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _mamba(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     s = m.sizes
     m.add("context_length", s.n_ctx_train)
     m.add("embedding_length", s.n_embd)
@@ -249,7 +249,7 @@ def _mamba(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
         m.mamba(f"blk.{i}")
 
 
-def _jamba(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _jamba(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     s = m.sizes
     m.transformer_keys()
     # Layers without heads are recurrent: 0, 2, …
@@ -267,7 +267,7 @@ def _jamba(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
         m.feed_forward(f"blk.{i}")
 
 
-def _bert(m: _Model, vocab: tiny_vocabs.Vocab, *, pooling: str = "mean", **options: Any) -> None:
+def _bert(m: _Model, vocab: vocabs.Vocab, *, pooling: str = "mean", **options: Any) -> None:
     s = m.sizes
     m.transformer_keys(epsilon="attention.layer_norm_epsilon")
     m.add("attention.causal", False)
@@ -289,7 +289,7 @@ def _bert(m: _Model, vocab: tiny_vocabs.Vocab, *, pooling: str = "mean", **optio
         m.norm(f"blk.{i}.layer_output_norm", s.n_embd, bias=True)
 
 
-def _t5(m: _Model, vocab: tiny_vocabs.Vocab, **options: Any) -> None:
+def _t5(m: _Model, vocab: vocabs.Vocab, **options: Any) -> None:
     s = m.sizes
     n_buckets = 32
     m.transformer_keys()
@@ -365,7 +365,7 @@ def write(
         # llama.cpp reads as many heads for keys as for queries there.
         fields.setdefault("n_head_kv", fields.get("n_head", Sizes.n_head))
     model = _Model(arch, Sizes(**fields), seed, type)
-    words = tiny_vocabs.make(vocab or _VOCABS.get(arch, "spm"), vocab_size)
+    words = vocabs.make(vocab or _VOCABS.get(arch, "spm"), vocab_size)
     words.add_to(model.writer)
     if chat_template is not None and arch in GENERATIVE:
         model.writer.add("tokenizer.chat_template", chat_template)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pyllm.core.chat import ChatTemplates
 
-FOLDER = Path(__file__).parents[1] / "llama_cpp_src" / "llama.cpp" / "models"
+FOLDER = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "models"
 TEMPLATES = sorted(path.stem for path in (FOLDER / "templates").glob("*.jinja"))
 
 

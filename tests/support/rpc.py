@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
 from types import TracebackType
 
+from support.programs import free_port
+
 # A busy machine takes long to start Python.
 _START = 120
-
-
-def free_port() -> int:
-    """A port of loopback that no program listens at just now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class RPCServer:

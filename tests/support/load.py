@@ -1,6 +1,6 @@
 """A crowd of clients with all sorts of manners, over sockets of its own. It prints what became of each as JSON.
 
-python crowd.py PORT REQUESTS SEED
+python load.py PORT REQUESTS SEED
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A backend whose devices are none (memory/fake_devices.cpp), compiled against the libraries of pyllm."""
+"""A backend whose devices are none (fake_devices.cpp), compiled against the libraries of pyllm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 import pyllm
 
-GGML = Path(__file__).parents[1] / "llama_cpp_src" / "llama.cpp" / "ggml"
+GGML = Path(__file__).parents[2] / "llama_cpp_src" / "llama.cpp" / "ggml"
 LIBRARIES = Path(pyllm.__file__).parent / "lib"
 COMPILER = next(filter(None, map(shutil.which, (os.environ.get("CXX") or "c++", "g++", "clang++"))), None)
 
@@ -27,7 +27,7 @@ def build(folder: Path, *, rpath: bool = True) -> Path:
     """Compile the module; without `rpath` it finds ggml only in a process that has loaded it, as a plug-in does."""
     target = folder / "libggml-fake.so"
     command = [str(COMPILER), "-std=c++17", "-O1", "-shared", "-fPIC", f"-I{GGML / 'include'}", f"-I{GGML / 'src'}"]
-    command += [str(Path(__file__).with_name("memory") / "fake_devices.cpp"), "-o", str(target), f"-L{LIBRARIES}"]
+    command += [str(Path(__file__).with_name("fake_devices.cpp")), "-o", str(target), f"-L{LIBRARIES}"]
     command += ["-lpyllm-ggml", "-lpyllm-ggml-base"]
     command += [f"-Wl,-rpath,{LIBRARIES}"] if rpath else []
     subprocess.run(command, check=True, capture_output=True)

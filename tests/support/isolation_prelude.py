@@ -1,4 +1,4 @@
-"""What every script of `isolated` starts with."""
+"""The beginning of every script that `isolation` runs."""
 
 import gc  # noqa: F401
 import os

@@ -1,18 +1,21 @@
-"""A tiny random model with a layer for multi-token prediction (MiMo)."""
+"""Drafting: the prompt of its tests, and a tiny random model with a layer for multi-token prediction (MiMo)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import tiny_models
-import tiny_vocabs
+import numpy as np
+
+from support import models, vocabs
+
+PROMPT = np.random.default_rng(0).integers(3, 250, 20).astype(np.int32)
 
 
-def write(path: Path, *, seed: int = 0) -> Path:
-    """Write it; see `tiny_models.write`."""
-    sizes = tiny_models.Sizes(n_layer=3)
-    model = tiny_models._Model("mimo2", sizes, seed, None)
-    vocab = tiny_vocabs.make("spm", None)
+def write_mtp(path: Path, *, seed: int = 0) -> Path:
+    """Write it; see `models.write`."""
+    sizes = models.Sizes(n_layer=3)
+    model = models._Model("mimo2", sizes, seed, None)
+    vocab = vocabs.make("spm", None)
     vocab.add_to(model.writer)
     model.transformer_keys()
     model.add("rope.dimension_count", sizes.n_embd_head)

@@ -1,4 +1,4 @@
-"""Servers that run in threads of the tests, engines that write what a test wants, and waiting for both."""
+"""Servers: in a thread of the tests, and as a process of their own."""
 
 from __future__ import annotations
 
@@ -7,58 +7,22 @@ import os
 import re
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import numpy as np
 import openai
-import programs
 
-from pyllm.engine import Engine, Job
 from pyllm.server.run import Runner
 from pyllm.server.state import ServerState
+from support import programs
+from support.waiting import wait_for
 
 # Words that stand in messages of Python, and of no other program.
 PYTHON = re.compile(
     r"\b(None|True|False|NoneType|dict|tuple|bytearray|numpy|codec|pathlib|kwargs|sys\.\w+|traceback|char \d+)\b"
     r"|<class|object at 0x|Error\b:|[{\[]'|Python"
 )
-
-
-class Prompted(Engine):
-    """An engine whose model a test can slow down, or make write what it likes, by processors."""
-
-    processor: Callable[..., Any] | None = None
-
-    def submit(self, prompt: Any, **arguments: Any) -> Job:
-        if self.processor is not None:
-            arguments["logits_processor"] = self.processor
-        return super().submit(prompt, **arguments)
-
-    def says(self, text: str) -> None:
-        """Let the model write this text, and then end it."""
-        script = [*self.vocab.tokenize(text, add_special=False, parse_special=True), self.vocab.eos]
-        start: list[int] = []
-
-        def write(ids: np.ndarray, logits: np.ndarray) -> None:
-            start[:] = start or [len(ids)]
-            token = script[len(ids) - start[0]]
-            logits[:] = -np.inf
-            logits[token] = 0
-
-        self.processor = write
-
-    def slowly(self, seconds: float = 0.01) -> None:
-        """Let each token take a while, and no text end by itself."""
-
-        def wait(ids: np.ndarray, logits: np.ndarray) -> None:
-            time.sleep(seconds)
-            logits[self.vocab.eog_tokens] = -np.inf
-
-        self.processor = wait
 
 
 @dataclass
@@ -87,19 +51,6 @@ class Served:
         self.http.close()
         self.thread.join(20)
         assert not self.thread.is_alive()
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
-def quiet(engine: Engine) -> None:
-    """Nothing runs or waits any more, and no sequence is held but those that are kept for later."""
-    wait_for(lambda: engine.metrics().n_running == engine.metrics().n_waiting == 0)
-    wait_for(lambda: set(engine._cache.ledger.sequences) == set(engine._cache.idle))
 
 
 class Process:
@@ -132,8 +83,7 @@ class Process:
             assert self.process.poll() is None, "".join(self.rest)
             return [line["message"] for line in self.lines if "listening" in line["message"]]
 
-        wait_for(said, 60)
-        return said()[0].rpartition(" ")[2]
+        return wait_for(said, "the server to listen")[0].rpartition(" ")[2]
 
     def wait(self) -> int:
         code = self.process.wait(30)

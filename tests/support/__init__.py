@@ -1,0 +1,1 @@
+"""Helpers of the tests: models, engines, servers, processes, numerics and waiting. pytest collects nothing here."""
