@@ -6,6 +6,7 @@ Each class is a :class:`PyllmError` and, beside it, the builtin exception that f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -228,6 +229,18 @@ class NoOutputError(PyllmError, LookupError):
 
 class StateError(PyllmError, ValueError):
     """A saved state is damaged or does not fit the context; or it could not be saved."""
+
+
+class InvariantError(PyllmError, AssertionError):
+    """The bookkeeping of the KV cache contradicts llama.cpp's memory, or itself: a defect of pyllm; please report it.
+
+    Attributes:
+        problems: Each contradiction, as a sentence.
+    """
+
+    def __init__(self, *args: object, problems: Iterable[str] = (), **details: Any) -> None:
+        super().__init__(*args, **details)
+        self.problems = tuple(problems)
 
 
 class AdapterError(PyllmError, ValueError):

@@ -20,7 +20,7 @@ from pyllm.core.context import Context
 from pyllm.core.introspection import not_copied
 from pyllm.core.model import Model
 from pyllm.embedding.methods import EmbeddingMethods
-from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
+from pyllm.errors import ClosedError, InvalidArgumentError, InvariantError, PyllmError
 from pyllm.lora import Lora, LoraMethods
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.processors.base import LogitsProcessor
@@ -329,6 +329,23 @@ class Llama(ChatMethods, ConversationMethods, EmbeddingMethods, LoraMethods, Spe
             self._cache.forget()
         finally:
             self._release()
+
+    def check_invariants(self) -> None:
+        """Compare what is known of the KV cache with llama.cpp's memory, between two calls.
+
+        A diagnostic for tests and bug reports: it waits for the call that is running, and changes nothing.
+
+        Raises:
+            InvariantError: They contradict each other, which is a defect of pyllm. ``.problems`` lists how.
+            StreamOpenError: A stream is open in this thread.
+        """
+        self._acquire(None)
+        try:
+            problems = self._cache.problems()
+        finally:
+            self._release()
+        if problems:
+            raise InvariantError("; ".join(problems), problems=problems)
 
     def _refuse_open_stream(self) -> None:
         """Refuse to wait for a stream that nobody could go on reading."""

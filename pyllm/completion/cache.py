@@ -205,6 +205,22 @@ class PromptCache:
             return object()
         return context.adapters, context.causal_attn
 
+    def problems(self) -> list[str]:
+        """Contradictions between what is kept and what the memory holds, as sentences."""
+        found = self.kept.problems()
+        if self.context.closed or self.context.decode_id != self._decode_id:
+            return found  # other decodes have used the context: nothing there is believed
+        memory = self.context.memory
+        for text in (self.active, *self.kept):
+            if text is not None and text.data is None:
+                n = memory.pos_max(text.seq_id or 0) + 1
+                if n != len(text.tokens):
+                    found.append(f"sequence {text.seq_id or 0} has {n} tokens, and {len(text.tokens)} are known")
+        for seq_id in {*range(1, self.context.n_seq_max)} - {text.seq_id for text in self.kept}:
+            if memory.pos_max(seq_id) >= 0:
+                found.append(f"sequence {seq_id} has {memory.pos_max(seq_id) + 1} tokens, and belongs to no text")
+        return found
+
     # ---- inside
 
     def _take(self, n: int) -> None:

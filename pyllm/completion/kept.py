@@ -148,6 +148,22 @@ class KeptTexts:
                 del self._texts[text.owner]
             text.checkpoints = Checkpoints()
 
+    def problems(self) -> list[str]:
+        """Contradictions in what is kept, as sentences; an empty list where there is none."""
+        texts = list(self)
+        used = [text.seq_id for text in texts if text.seq_id is not None]
+        found = [] if len(set(used)) == len(used) else [f"texts share the sequences {sorted(used)}"]
+        if not all(0 < seq_id < self.context.n_seq_max for seq_id in used):
+            found.append(f"texts are kept in the sequences {sorted(used)}, of {self.context.n_seq_max}")
+        for text in texts:
+            if (text.seq_id is None) == (text.data is None):
+                found.append(
+                    f"the text of {text.owner!r} is kept in {'no place' if text.data is None else 'two places'}"
+                )
+        if (total := sum(text.host_bytes for text in texts)) > self.limit:
+            found.append(f"kept texts take {total} bytes of the host's memory, and may take {self.limit}")
+        return found
+
     def _free_sequence(self) -> int | None:
         count = self.context.n_seq_max
         # In a cache that is not unified, a copy is made with the next decode only, of what is there by then.

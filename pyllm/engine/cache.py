@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +28,9 @@ class Sequences(Protocol):
 
     def pos_min(self, seq_id: int) -> int:
         """The smallest position of a sequence that is there."""
+
+    def pos_max(self, seq_id: int) -> int:
+        """The largest position of a sequence; -1 where it is empty."""
 
 
 class SequenceCache:
@@ -226,6 +229,30 @@ class SequenceCache:
         self._came_back(seq, len(ids))
         self.tree.insert(seq, ids, key)
         self.idle[seq] = None
+
+    def problems(self, running: Mapping[int, int]) -> list[str]:
+        """Contradictions between what is counted and what the memory holds, as sentences.
+
+        Args:
+            running: The tokens in the KV cache of each sequence that is being computed.
+        """
+        ledger = self.ledger
+        found = ledger.problems() + ([] if self.host is None else self.host.problems())
+        for seq in self.idle:
+            if seq in running:
+                found.append(f"sequence {seq} runs, and is idle")
+            if seq not in self.tree or len(self.tree.ids(seq)[1]) != ledger.length(seq):
+                found.append(f"the prefix tree does not know the {ledger.length(seq)} tokens of idle sequence {seq}")
+        for seq in {*ledger.sequences} - {*self.idle} - {*running}:
+            found.append(f"sequence {seq} holds {ledger.length(seq)} cells, and belongs to no request")
+        for seq in range(self.n_sequences):
+            n = self.memory.pos_max(seq) + 1
+            if n != ledger.length(seq) or n != running.get(seq, n):
+                computed = f", and its request has computed {running[seq]}" if seq in running else ""
+                found.append(
+                    f"sequence {seq} has {n} tokens in llama.cpp's memory, {ledger.length(seq)} here{computed}"
+                )
+        return found
 
     def clear(self) -> None:
         """Remove all idle sequences."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -313,6 +313,12 @@ class Drafts:
         for seat in self._all_seats():
             if seat.text is text:
                 seat.text = seat.followed = None
+
+    def problems(self, texts: Collection[Text]) -> list[str]:
+        """Contradictions between the drafters and the texts that wait or run, as sentences."""
+        taken = [seat.text for seat in self._all_seats() if seat.text is not None]
+        found = [] if len(set(taken)) == len(taken) else ["a text has two drafters"]
+        return found + [f"a drafter belongs to text {t.task.id}, which has ended" for t in taken if t not in texts]
 
     def _all_seats(self) -> list[Seat]:
         return self._seats if self._features is None else [*self._seats, self._features.seat]

@@ -36,7 +36,7 @@ from pyllm.engine.slots import Slots
 from pyllm.engine.steps import Steps
 from pyllm.engine.texts import Text
 from pyllm.engine.wake import Wake
-from pyllm.errors import ClosedError, InvalidArgumentError, PyllmError
+from pyllm.errors import ClosedError, InvalidArgumentError, InvariantError, PyllmError
 from pyllm.lora import Lora
 from pyllm.params import ContextParams, ModelParams, given, split_arguments
 from pyllm.speculation.params import SpeculationParams, arguments_for
@@ -328,6 +328,34 @@ class Engine(EngineEmbedding, AdapterMethods, SlotMethods):
             return look(
                 list(self._texts.values()), n_new, self._cache, self._counters, self._drafts.total, self._vectors
             )
+
+    def check_invariants(self) -> None:
+        """Compare the bookkeeping of the KV cache with llama.cpp's memory, between two steps.
+
+        A diagnostic for tests and bug reports: it waits for the step that is running, changes nothing, and takes
+        about as long as a step. It compares cells, sequences, slots and drafters with the requests that run.
+
+        Raises:
+            InvariantError: They contradict each other, which is a defect of pyllm. ``.problems`` lists how.
+            ClosedError: The engine has been closed.
+        """
+        if problems := self._between.run(self._steps.problems):
+            raise InvariantError("; ".join(problems), problems=problems)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget the prefixes of ended requests, in the KV cache and in the memory of the host.
+
+        Requests that run go on; the prompts of those to come are computed from their first token.
+
+        Raises:
+            ClosedError: The engine has been closed.
+        """
+
+        def reset() -> None:
+            self._cache.clear()
+            self._host.clear()
+
+        self._between.run(reset)
 
     def detokenize(self, tokens: Any) -> str:
         """Turn token ids into text."""

@@ -126,6 +126,16 @@ class HostCache:
         for number in list(self._data):
             self.remove(number)
 
+    def problems(self) -> list[str]:
+        """Contradictions in what is kept, as sentences; an empty list where there is none."""
+        found = []
+        total = sum(len(data) for data in self._data.values())
+        if total != self.n_bytes or total > self.limit:
+            found.append(f"the host cache has {total} bytes, counts {self.n_bytes}, and may have {self.limit}")
+        if len(self.tree) != len(self._data) or not all(number in self.tree for number in self._data):
+            found.append(f"the host cache knows the tokens of {len(self.tree)} texts, and has {len(self._data)}")
+        return found
+
     def _known(self, ids: NDArray[np.int32], key: Hashable) -> int | None:
         """A text that holds all of this."""
         for length, number in self.tree.matches(ids, key):

@@ -153,6 +153,29 @@ class Ledger:
         other.used = self.used
         return other
 
+    def problems(self) -> list[str]:
+        """Contradictions in the counts, as sentences; an empty list where there is none."""
+        owners: dict[int, int] = {}
+        cells: dict[int, _Segment] = {}
+        found = []
+        for seq, segments in self._segments.items():
+            total = sum(segment.length for segment in segments)
+            if total != self.length(seq) or total == 0:
+                found.append(f"sequence {seq} has {self.length(seq)} tokens in segments of {total} cells")
+            if self.n_each is not None and total > self.n_each:
+                found.append(f"sequence {seq} has {total} cells of its own {self.n_each}")
+            for segment in segments:
+                cells[id(segment)] = segment
+                owners[id(segment)] = owners.get(id(segment), 0) + 1
+        for key, segment in cells.items():
+            if segment.owners != owners[key] or segment.length <= 0:
+                found.append(f"{segment.length} cells count {segment.owners} owners, and have {owners[key]}")
+        if self.used != sum(segment.length for segment in cells.values()):
+            found.append(f"{self.used} cells count as used, and segments have {sum(s.length for s in cells.values())}")
+        for seq in (self._lengths.keys() | self._whole.keys()) - self._segments.keys():
+            found.append(f"sequence {seq} has counts and no cells")
+        return found
+
     def _cut(self, seq: int, n: int) -> int:
         """Make a segment begin at token n; its index."""
         position = 0

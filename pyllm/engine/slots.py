@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -144,6 +144,12 @@ class Slots:
             _look(i, text, running=True) if (text := place.text) is not None else place.look or Slot(i)
             for i, place in enumerate(self._places)
         ]
+
+    def problems(self, running: Iterable[Text]) -> list[str]:
+        """Contradictions between the slots and the texts that are being computed, as sentences."""
+        here = {place.text: i for i, place in enumerate(self._places) if place.text is not None}
+        wanted = {text: text.slot for text in running}
+        return [] if here == wanted else [f"slots {sorted(here.values())} are in use, not {sorted(wanted.values())}"]
 
     def _suiting(self, free: list[int], ids: NDArray[np.int32]) -> int:
         best, found = None, _SIMILAR * len(ids)

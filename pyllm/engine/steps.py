@@ -109,6 +109,15 @@ class Steps:
                 self.counters.cancelled += 1
                 self.end([text for text in job.texts if text.reason is None], "abort")
 
+    def problems(self) -> list[str]:
+        """Contradictions in what is known of texts, slots and the KV cache, as sentences."""
+        running = [text for text in self.texts.values() if text.task.seq is not None and not text.alone]
+        computed = {text.seq: text.task.n_computed for text in running}
+        found = [] if len(computed) == len(running) else ["two running texts have the same sequence"]
+        found += self.cache.problems(computed) + self._slots.problems(running)
+        found += self._drafts.problems(self.texts.values())
+        return found + ([] if self._vectors is None else self._vectors.problems())
+
     def unsettle(self) -> None:
         """The next step is not like the last one."""
         self._steady = []

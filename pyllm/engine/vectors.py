@@ -265,6 +265,17 @@ class VectorQueue:
         """Free the contexts."""
         self.embedder.close()
 
+    def problems(self) -> list[str]:
+        """Contradictions between the requests and the texts that are being computed, as sentences."""
+        found = []
+        if bool(self._picked) != (self._steps is not None):
+            found.append(f"{len(self._picked)} texts are picked, and decodes are {'not ' * (not self._steps)}under way")
+        if self._picked and all(job.done for job, _ in self._picked):
+            found.append("texts are computed, and all their requests have ended")
+        if any(job not in self._jobs and not job.done for job, _ in self._picked):
+            found.append("a text is computed, and its request is not among those that have not ended")
+        return found
+
     # ---- how
 
     def _begin(self) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from pyllm.errors import InsufficientMemoryError, InvalidArgumentError, PyllmError
+from pyllm.errors import InsufficientMemoryError, InvalidArgumentError, InvariantError, PyllmError
 from pyllm.host_memory import host_memory
 from pyllm.memory import used_devices
 from pyllm.server.errors import APIError, unavailable
@@ -281,6 +281,33 @@ class Models:
     def states(self) -> dict[str, ServerState]:
         """The loaded models, by name."""
         return {name: entry.state for name, entry in self.entries.items() if entry.state is not None}
+
+    @property
+    def n_waiting(self) -> int:
+        """How many requests wait for their model to be loaded."""
+        return len(self._waiting)
+
+    def check_invariants(self) -> None:
+        """Check that models, requests and memory agree; a diagnostic, for the thread of the event loop.
+
+        Raises:
+            InvariantError: They contradict each other, which is a defect of pyllm. ``.problems`` lists how.
+        """
+        problems = []
+        # What is being unloaded is freed before another model is loaded.
+        there = [entry for entry in self.entries.values() if entry.status in ("loaded", "loading")]
+        if not self.room.holds([entry.n_bytes for entry in there]):
+            problems.append(f"the models {', '.join(entry.name for entry in there)} take more than there may be")
+        for entry in self.entries.values():
+            if entry.users < 0 or (entry.users and entry.status != "loaded"):
+                problems.append(f"{entry.users} requests hold the model {entry.name!r}, which is {entry.status}")
+            if (entry.state is None) != (entry.status == "unloaded") and entry.status in ("unloaded", "loaded"):
+                found = "no state" if entry.state is None else "a state"
+                problems.append(f"the model {entry.name!r} is {entry.status}, and has {found}")
+        if self._yielding and not self._waiting:
+            problems.append(f"{', '.join(sorted(self._yielding))} make room, and no request waits")
+        if problems:
+            raise InvariantError("; ".join(problems), problems=problems)
 
     # ---- what a server asks of its only model, too
 

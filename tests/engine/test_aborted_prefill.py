@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Any
 
 import numpy as np
 import pytest
+from support.engine_internals import HeldPrefill, between_steps, embedder_of
+from support.waiting import wait_for
 
 from pyllm import Model
-from pyllm.embedding.asks import Ask
-from pyllm.engine import Engine, Job
+from pyllm.engine import AsyncEngine, Engine, Job
 from pyllm.engine.pace import Pace
 from pyllm.engine.running_decode import RunningDecode
 
 LONG = np.arange(3, 1800, dtype=np.int32) % 200 + 5
-
-
-class Held:
-    """Holds the next decode of a context back until it is aborted, or let go."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> None:
-        self.begun, self.ended = threading.Event(), threading.Event()
-        self.aborted = False
-        runner, decoding = engine._steps.runner, engine._decoding
-        decode, check = runner.decode, decoding.check
-
-        def noted() -> None:
-            check()
-            requests = decoding._requests
-            if requests and all(request.cancelled for request in requests):
-                self.aborted = True
-                self.ended.set()
-
-        def held(rows: Any, drafts: Any = None) -> Any:
-            if sum(n for _, n in rows) > 100:
-                self.begun.set()
-                assert self.ended.wait(60)
-            return decode(rows, drafts)
-
-        monkeypatch.setattr(decoding, "check", noted)
-        monkeypatch.setattr(runner, "decode", held)
 
 
 @pytest.fixture
@@ -53,10 +29,10 @@ def read(engine: Engine, ids: np.ndarray) -> Job:
     return engine.submit(ids, max_tokens=4, temperature=0, stream=False)
 
 
-def test_a_prefill_that_nobody_waits_for_is_aborted(engine, monkeypatch) -> None:
-    held = Held(monkeypatch, engine)
+def test_a_prefill_that_nobody_waits_for_is_aborted(engine) -> None:
+    held = HeldPrefill(engine)
     job = read(engine, LONG)
-    assert held.begun.wait(60)
+    assert held.begun.wait(300)
     job.cancel()
     assert job.result(300).choices[0].finish_reason == "abort"
     assert held.aborted
@@ -78,11 +54,11 @@ def test_what_comes_after_an_aborted_prefill_is_right(load, monkeypatch, arch: s
         assert read(engine, LONG[:300]).result(300).choices[0].tokens == expected
 
 
-def test_what_was_there_before_stays(engine, monkeypatch) -> None:
+def test_what_was_there_before_stays(engine) -> None:
     read(engine, LONG[:50]).result(300)
-    held = Held(monkeypatch, engine)
+    held = HeldPrefill(engine)
     job = read(engine, LONG)
-    assert held.begun.wait(60)
+    assert held.begun.wait(300)
     job.cancel()
     job.result(300)
     before = engine.metrics().n_cached_tokens
@@ -90,11 +66,10 @@ def test_what_was_there_before_stays(engine, monkeypatch) -> None:
     assert engine.metrics().n_cached_tokens - before >= 49
 
 
-def test_a_decode_that_another_request_shares_goes_on(engine, monkeypatch) -> None:
-    with engine._wake:
-        first, second = read(engine, LONG[:200]), read(engine, LONG[50:250])
-        held = Held(monkeypatch, engine)
-    assert held.begun.wait(60)
+def test_a_decode_that_another_request_shares_goes_on(engine) -> None:
+    held = HeldPrefill(engine)
+    first, second = between_steps(engine, lambda: [read(engine, LONG[:200]), read(engine, LONG[50:250])])
+    assert held.begun.wait(300)
     first.cancel()
     assert not held.aborted
     held.ended.set()
@@ -114,31 +89,34 @@ def test_an_abort_that_comes_late_ends_no_other_decode(engine) -> None:
 
 def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None:
     with Engine(load("bert"), n_threads=1) as engine:
-        queue = engine._vectors
-        assert queue is not None
-        begun, aborted, cancel = threading.Event(), threading.Event(), queue.embedder.cancel
+        embedder = embedder_of(engine)
+        begun, aborted, cancel = threading.Event(), threading.Event(), embedder.cancel
 
         def noted(job: Any = None) -> None:
             aborted.set()
             cancel(job)
 
-        steps = queue.embedder.steps
+        steps = embedder.steps
 
         def held(*arguments: Any, **more: Any) -> Any:
             made = steps(*arguments, **more)
             begun.set()
-            assert aborted.wait(60)
+            assert aborted.wait(300)
             yield from made
 
-        monkeypatch.setattr(queue.embedder, "cancel", noted)
-        monkeypatch.setattr(queue.embedder, "steps", held)
-        ask = Ask([LONG[:20]], queue.embedder.pooling(None), lambda vectors: vectors)
-        job = engine._submit_vectors(ask)
-        assert begun.wait(60)
-        engine._cancel_vectors(job)
-        with pytest.raises(Exception, match="aborted"):
-            job.result(300)
-        assert aborted.is_set()
+        monkeypatch.setattr(embedder, "cancel", noted)
+        monkeypatch.setattr(embedder, "steps", held)
+
+        async def leave() -> None:
+            task = asyncio.create_task(AsyncEngine(engine).embed(LONG[:20]))
+            await asyncio.to_thread(begun.wait, 300)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        asyncio.run(leave())
+        wait_for(lambda: engine.metrics().n_embedding == 0)
+        assert aborted.is_set() and engine.metrics().n_cancelled == 1
 
 
 def test_portions_that_requests_share_are_bounded_by_time() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.engine_internals import break_draft_model, limit_cells, on_decode
 from support.engines import slow, wait_until_idle
 from support.numerics import EXACT
 from support.waiting import wait_for
@@ -59,12 +60,6 @@ def wait_for_drafts(engine: Engine, n: int) -> None:
     wait_for(lambda: engine.metrics().n_drafts >= before + n)
 
 
-def check_idle(engine: Engine) -> None:
-    """All requests have ended, the memory holds what was counted, and no draft has a sequence."""
-    wait_until_idle(engine)
-    assert all(seat.text is None for seat in engine._drafts._seats)
-
-
 # ---- the same texts
 
 
@@ -83,7 +78,7 @@ def test_ngrams_change_no_text(make_engine: Callable[..., Engine], plain: Llama,
     if way not in ("adaptive", "ngram-cache"):
         assert metrics.n_drafts > 0
         assert metrics.n_generated_tokens > metrics.n_steps
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
@@ -98,7 +93,7 @@ def test_a_draft_model(make_engine: Callable[..., Engine], load: Callable[..., M
                 assert got.tokens == want.tokens
                 assert got.speculation is not None and got.speculation.drafted > 20
                 assert got.speculation.rate > 0.8 if not seed and not arguments.get("seed") else True
-        check_idle(engine)
+        wait_until_idle(engine)
         engine.close()
         assert not draft.closed
     finally:
@@ -117,7 +112,7 @@ def test_a_draft_model_reads_long_prompts_in_portions(make_engine: Callable[...,
     other = [*prompt[:300], 7]
     want = plain(other, max_tokens=9, temperature=0)
     assert engine.complete(other, max_tokens=9, temperature=0).tokens == want.tokens
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_whatever_ends_or_shapes_a_text(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -153,7 +148,7 @@ def test_whatever_ends_or_shapes_a_text(make_engine: Callable[..., Engine], plai
             assert got.logprobs is not None and got.logprobs.tokens == want.logprobs.tokens
             assert np.allclose(got.logprobs.token_logprobs, want.logprobs.token_logprobs, atol=1e-4)
             assert got.logprobs.text_offset == want.logprobs.text_offset
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_streams_and_what_the_cache_keeps(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -168,7 +163,7 @@ def test_streams_and_what_the_cache_keeps(make_engine: Callable[..., Engine], pl
     got = engine.complete(longer, max_tokens=20, temperature=0)
     assert got.usage.cached_tokens >= len(PROMPT) + len(want.tokens) - 1
     assert got.tokens == plain(longer, max_tokens=20, temperature=0).tokens
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 # ---- requests that say it
@@ -187,7 +182,7 @@ def test_each_request_may_choose(make_engine: Callable[..., Engine], plain: Llam
     alone = engine.complete(PROMPT, max_tokens=60, temperature=0, deterministic=True)
     assert (alone.tokens, alone.speculation) == (want, None)
     assert engine.metrics().n_drafts == 0
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_what_is_wrong(make_engine: Callable[..., Engine], load: Callable[..., Model], tiny_model: Model) -> None:
@@ -220,32 +215,25 @@ def test_what_is_wrong(make_engine: Callable[..., Engine], load: Callable[..., M
 # ---- among others
 
 
-class Watch:
-    """Notes with how many running texts drafts were computed."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.seen: list[tuple[int, int]] = []
-        decode = engine._steps.runner.decode
-
-        def watched(rows: Any, drafts: Any = None) -> Any:
-            self.seen.append((len(rows), len(drafts or {})))
-            return decode(rows, drafts)
-
-        engine._steps.runner.decode = watched  # type: ignore[method-assign]
+def watch(engine: Engine) -> list[tuple[int, int]]:
+    """With how many running texts drafts were computed: of each decode to come, its rows and its drafts."""
+    seen: list[tuple[int, int]] = []
+    on_decode(engine, lambda n_rows, n_tokens, n_drafts: seen.append((n_rows, n_drafts)))
+    return seen
 
 
 def test_drafts_yield_to_other_texts(make_engine: Callable[..., Engine], plain: Llama) -> None:
     wants = [plain(prompt, max_tokens=60 + 20 * i, temperature=0).tokens for i, prompt in enumerate(PROMPTS)]
     for up_to in (1, 2, 3):
         engine = make_engine(speculative=OFTEN, speculate_up_to=up_to)
-        watch = Watch(engine)
+        seen = watch(engine)
         jobs = [engine.submit(prompt, max_tokens=60 + 20 * i, temperature=0) for i, prompt in enumerate(PROMPTS)]
         assert [job.result(300).tokens for job in jobs] == wants
-        busy = [n_drafts for n_rows, n_drafts in watch.seen if n_rows > up_to]
+        busy = [n_drafts for n_rows, n_drafts in seen if n_rows > up_to]
         assert busy and not any(busy)
-        assert any(n_drafts for n_rows, n_drafts in watch.seen if n_rows <= up_to)
-        assert up_to == 1 or any(n_drafts > 1 for _, n_drafts in watch.seen)
-        check_idle(engine)
+        assert any(n_drafts for n_rows, n_drafts in seen if n_rows <= up_to)
+        assert up_to == 1 or any(n_drafts > 1 for _, n_drafts in seen)
+        wait_until_idle(engine)
 
 
 @pytest.mark.parametrize("unified", [False, True])
@@ -262,24 +250,24 @@ def test_texts_that_draft_side_by_side(
         assert [one.tokens for one in engine.generate(PROMPTS, max_tokens=90, temperature=0)] == wants
         assert [engine.complete(prompt, max_tokens=90, temperature=0).tokens for prompt in PROMPTS] == wants
     assert engine.metrics().n_drafts > 20
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_a_text_drafts_again_when_the_others_have_gone(make_engine: Callable[..., Engine], plain: Llama) -> None:
     want = plain(PROMPT, max_tokens=300, temperature=0).tokens
     for arguments in ({"speculative": OFTEN}, {"speculative": DRAFT, "draft": plain.model.path}):
         engine = make_engine(**arguments)
-        watch = Watch(engine)
+        seen = watch(engine)
         job = engine.submit(PROMPT, max_tokens=300, temperature=0, logits_processor=slow)
         for i in range(2):
             wait_for_drafts(engine, 2)
             engine.submit([9, i], max_tokens=8, seed=1).result(300)
         assert job.result(300).tokens == want
-        busy = [i for i, (n_rows, _) in enumerate(watch.seen) if n_rows > 1]
-        assert not any(watch.seen[i][1] for i in busy)
-        assert any(n_drafts for _, n_drafts in watch.seen[: busy[0]])
-        assert any(n_drafts for _, n_drafts in watch.seen[busy[-1] :])
-        check_idle(engine)
+        busy = [i for i, (n_rows, _) in enumerate(seen) if n_rows > 1]
+        assert not any(seen[i][1] for i in busy)
+        assert any(n_drafts for _, n_drafts in seen[: busy[0]])
+        assert any(n_drafts for _, n_drafts in seen[busy[-1] :])
+        wait_until_idle(engine)
 
 
 def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -288,7 +276,7 @@ def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain:
         engine = make_engine(speculative=NGRAM, speculate_up_to=up_to)
         got = engine.complete(PROMPT, max_tokens=40, n=3, best_of=4, seed=5, temperature=0.6)
         assert [choice.tokens for choice in got.choices] == [choice.tokens for choice in want.choices]
-        check_idle(engine)
+        wait_until_idle(engine)
     assert got.speculation is not None and got.speculation.drafts > 0
 
 
@@ -302,29 +290,29 @@ def test_a_text_that_fills_the_cache(make_engine: Callable[..., Engine], plain: 
         got = engine.complete(PROMPT, temperature=0, logit_bias=bias)
         assert (got.finish_reason, len(got.tokens)) == ("length", 256 - len(PROMPT) + 1)
         assert got.tokens == plain(PROMPT, max_tokens=len(got.tokens), temperature=0, logit_bias=bias).tokens
-        check_idle(engine)
+        wait_until_idle(engine)
 
 
 def test_texts_that_stop_for_others(make_engine: Callable[..., Engine], plain: Llama) -> None:
     wants = [plain(prompt, max_tokens=50, temperature=0).tokens for prompt in PROMPTS]
     engine = make_engine(n_ctx=256, speculative=NGRAM, speculate_up_to=4, cache_prompt=False)
     # Cells are counted in units of 256, so a part of them is taken away.
-    engine._cache.ledger.n_cells = 110
+    limit_cells(engine, 110)
     got = engine.generate(PROMPTS, max_tokens=50, temperature=0)
     assert [one.tokens for one in got] == wants
     metrics = engine.metrics()
     assert metrics.n_preempted > 0 and metrics.n_drafts > 0
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
     """llama.cpp may have less room than was counted."""
     engine = make_engine(n_ctx=256, speculative=NGRAM)
-    engine._cache.ledger.n_cells = 2000
+    limit_cells(engine, 2000)
     bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
     got = engine.complete(PROMPT, max_tokens=256 - len(PROMPT), temperature=0, logit_bias=bias)
     assert len(got.tokens) == 256 - len(PROMPT)
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_a_kept_row_of_logits_stops_no_drafts(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -363,7 +351,7 @@ def test_cancelled_in_the_middle(make_engine: Callable[..., Engine]) -> None:
                 if n == i:
                     break  # a loop that is left
         assert job.result(300).finish_reason == "abort"
-        check_idle(engine)
+        wait_until_idle(engine)
 
 
 def test_an_error_ends_its_request_alone(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -376,7 +364,7 @@ def test_an_error_ends_its_request_alone(make_engine: Callable[..., Engine], pla
 
         with pytest.raises(ZeroDivisionError, match="mine"):
             engine.complete(PROMPT, max_tokens=60, temperature=0, logits_processor=fail)
-        check_idle(engine)
+        wait_until_idle(engine)
     want = plain(PROMPT, max_tokens=9, temperature=0)
     assert engine.complete(PROMPT, max_tokens=9, temperature=0).tokens == want.tokens
 
@@ -392,13 +380,13 @@ def test_a_text_goes_on_where_its_drafter_fails(
         nonlocal steps
         steps += 1
         if steps == 10:
-            engine._drafts._seats[0].speculator._draft_context.close()
+            break_draft_model(engine)
 
     got = engine.complete(PROMPT, max_tokens=60, temperature=0, logits_processor=break_it)
     assert got.tokens == want
     assert "no more drafts" in caplog.text
     assert engine.complete(PROMPT, max_tokens=60, temperature=0).tokens == want
-    check_idle(engine)
+    wait_until_idle(engine)
 
 
 def test_closing_in_the_middle(make_engine: Callable[..., Engine], plain: Llama) -> None:
@@ -414,7 +402,7 @@ def test_closing_in_the_middle(make_engine: Callable[..., Engine], plain: Llama)
 def test_many_random_requests_are_all_accounted_for(make_engine: Callable[..., Engine], plain: Llama) -> None:
     rng = random.Random(1)
     engine = make_engine(n_ctx=256, n_parallel=5, n_batch=48, speculate_up_to=2, draft=plain.model.path)
-    engine._cache.ledger.n_cells = 200
+    limit_cells(engine, 200)
     ways = [NGRAM, DRAFT, WAYS["adaptive"], False, "ngram-mod", SpeculationParams(types="draft-simple", n_max=2)]
     jobs, wanted = [], []
     for _ in range(120):
@@ -435,7 +423,7 @@ def test_many_random_requests_are_all_accounted_for(make_engine: Callable[..., E
         assert want == "cancel" or all(c.finish_reason in ("stop", "length") for c in completion.choices)
         if isinstance(want, tuple):
             assert completion.tokens == plain(want[0], max_tokens=want[1], temperature=0).tokens
-    check_idle(engine)
+    wait_until_idle(engine)
     assert engine.metrics().n_drafts > 0 and engine.metrics().n_failed == 0
-    engine._cache.clear()
-    assert engine._cache.ledger.used == 0
+    engine.reset_prefix_cache()
+    assert engine.metrics().n_cells_used == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.engine_internals import embedder_of
 from support.engines import slow
 from support.numerics import cosine
 from support.waiting import wait_for
@@ -176,7 +177,7 @@ def test_asyncio(vectors: Engine, bert: Llama) -> None:
 
 
 def test_an_error_ends_its_request_alone(vectors: Engine, bert: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
-    embedder = vectors._vectors.embedder
+    embedder = embedder_of(vectors)
     original = embedder._decode
 
     def decode(context: Any, tokens: Any, *rest: Any) -> Any:
@@ -303,5 +304,5 @@ def test_many_at_random_are_all_accounted_for(tiny_model: Model, llm: Llama) -> 
         kinds = asyncio.run(main(engine))
         assert len(kinds) == 120
         wait_for(lambda: engine.metrics().n_embedding == 0)
-        assert engine._vectors._picked == [] and engine._vectors._steps is None
+        engine.check_invariants()
         assert engine.metrics().n_failed == 0

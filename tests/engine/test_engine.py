@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import isolation
+from support.engine_internals import failing_context, limit_cells
 from support.engines import PROMPTS, slow, wait_until_idle
 from support.waiting import wait_for
 
@@ -55,7 +56,7 @@ def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm:
         tiny_model, n_ctx=256, n_parallel=8, kv_unified=True, n_threads=1, n_batch=32, cache_prompt=False
     ) as engine:
         # Cells are counted in units of 256, so a part of them is taken away.
-        engine._cache.ledger.n_cells = 90
+        limit_cells(engine, 90)
         together = engine.generate(PROMPTS, max_tokens=40, temperature=0)
         assert engine.metrics().n_preempted > 0
         wait_until_idle(engine)
@@ -353,8 +354,8 @@ def test_many_random_requests_are_all_accounted_for(tiny_model: Model, unified: 
         wait_until_idle(engine)
         metrics = engine.metrics()
         assert (metrics.n_requests, metrics.n_failed) == (250, wanted.count("fail"))
-        engine._cache.clear()
-        assert engine._cache.ledger.used == 0
+        engine.reset_prefix_cache()
+        assert engine.metrics().n_cells_used == 0
 
 
 # ---- deterministic requests
@@ -440,11 +441,10 @@ def test_a_kept_row_of_logits_hinders_no_request(engine: Engine, deterministic: 
 
 def test_deterministic_requests_fail_alone(tiny_model: Model) -> None:
     with Engine(tiny_model, n_ctx=512, n_parallel=4, n_threads=1, n_seq_max=None) as engine:
-        make, engine._lane._make_context = engine._lane._make_context, lambda: 1 // 0
-        with pytest.raises(ZeroDivisionError):
-            engine.complete([5, 6], deterministic=True)
-        assert engine.complete([5, 6], max_tokens=2).choices
-        engine._lane._make_context = make
+        with failing_context(engine, ZeroDivisionError()):
+            with pytest.raises(ZeroDivisionError):
+                engine.complete([5, 6], deterministic=True)
+            assert engine.complete([5, 6], max_tokens=2).choices
         n = engine.metrics().n_prompt_tokens
         assert engine.complete([5, 6], max_tokens=2, deterministic=True).choices
         assert engine.metrics().n_prompt_tokens - n == 2

@@ -59,9 +59,7 @@ def test_prompts_that_drive_each_other_out_come_back(
             other = [*text[:90], 6, 6, 6]
             found = ask(other)
             assert (found.usage.cached_tokens, found.tokens) == (90 if cut else 0, alone(arch, other, 5))
-        held = engine._cache.ledger
-        for seq in range(engine.context.n_seq_max):
-            assert engine.context.memory.pos_max(seq) + 1 == held.length(seq)
+        engine.check_invariants()
 
 
 def test_where_each_sequence_has_cells_of_its_own(load: Callable[..., Model], alone: Callable[..., Any]) -> None:

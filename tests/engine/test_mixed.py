@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.engines import assert_idle
 from support.loras import write_lora
 from support.numerics import EXACT
 
@@ -53,11 +54,9 @@ def test_everything_at_once(tiny_model: Model, tiny_models: Any, tmp_path: Path,
         for i, job in enumerate(jobs):
             completion = job.result(300)
             assert i in cancelled or completion.tokens == alone[i], asked[i]
-        metrics, ledger = engine.metrics(), engine._cache.ledger
+        metrics = engine.metrics()
         assert metrics.n_host_hits > 0 and metrics.n_cached_tokens > 0
-        assert set(ledger.sequences) == set(engine._cache.idle)
-        for seq in range(engine.context.n_seq_max):
-            assert engine.context.memory.pos_max(seq) + 1 == ledger.length(seq)
+        assert_idle(engine)
         assert not any(slot.running for slot in engine.slots())
         for slot in range(4):
             act(engine, "save", slot, tmp_path / "slot")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from support.engine_internals import limit_cells
 from support.numerics import EXACT
 
 from pyllm import Llama, Model
@@ -92,7 +93,7 @@ def test_a_request_that_is_stopped_for_others_loses_nothing(tiny_model: Model, l
     prompts = [LONG[i : i + 30] for i in range(4)]
     expected = [llm(prompt, **settings) for prompt in prompts]
     with Engine(tiny_model, n_ctx=256, n_parallel=4, n_batch=16, kv_unified=True, **EXACT) as engine:
-        engine._cache.ledger.n_cells = 100
+        limit_cells(engine, 100)
         jobs = [engine.submit(prompt, **settings) for prompt in prompts]
         for job, wanted in zip(jobs, expected, strict=True):
             same(job.result(300), wanted)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import isolation
+from support.engine_internals import between_steps, count_turns, limit_cells
 from support.engines import PROMPTS, assert_idle, endless
 from support.numerics import EXACT
 from support.waiting import wait_for
@@ -90,23 +91,9 @@ async def read(stream: AsyncIterator[Chunk]) -> Any:
     return check([chunk async for chunk in stream])
 
 
-def count_turns(engine: Engine) -> list[int]:
-    """How many steps each turn of the engine's thread has made."""
-    turns: list[int] = []
-    step = engine._steps.step
-
-    def counted() -> None:
-        before = engine._counters.steps
-        step()
-        turns.append(engine._counters.steps - before)
-
-    engine._steps.step = counted  # type: ignore[method-assign]
-    return turns
-
-
 def generate(engine: Engine, **arguments: Any) -> list[Any]:
     """Some texts whose requests come in the same moment."""
-    jobs = engine._between.run(lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
+    jobs = between_steps(engine, lambda: [engine.submit(p, **arguments, stream=False) for p in PROMPTS[:4]])
     return [job.result(300) for job in jobs]
 
 
@@ -209,23 +196,23 @@ def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden
         context, last = engine.context, engine.context.n_seq_max - 1
         if not hidden:
             # Cells are counted in units of 256, so a part of them is taken away.
-            engine._cache.ledger.n_cells = 120
+            limit_cells(engine, 120)
         else:
             # Cells that nobody has counted: llama.cpp finds no room in the middle of a round.
             batch = Batch.from_arrays(np.full(hidden, 5, np.int32), seq_ids=[last] * hidden)
-            engine._between.run(lambda: context.decode(batch))
+            between_steps(engine, lambda: context.decode(batch))
 
         async def make_room() -> None:
             while not engine.metrics().n_preempted:
                 await asyncio.sleep(0.001)
-            engine._between.run(lambda: context.memory.rm(last, -1, -1))
+            between_steps(engine, lambda: context.memory.rm(last, -1, -1))
 
         async def work() -> list[Any]:
             post, heard = Post.of(asyncio.get_running_loop()), [asyncio.Queue[Any]() for _ in range(4)]
             channels = [Channel(post, queue.put_nowait) for queue in heard]
             # All come in the same moment.
             submit = functools.partial(engine.submit, **arguments)
-            engine._between.run(lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
+            between_steps(engine, lambda: [submit(p, listener=c) for p, c in zip(PROMPTS, channels, strict=False)])
             streams = [read(chunks_of(queue)) for queue in heard]
             return (await asyncio.gather(*streams, make_room()))[:-1]
 
@@ -260,7 +247,7 @@ def test_a_sampler_that_is_closed_ends_its_request_alone(engine: Engine) -> None
     good, closed = (build_chain(params, engine.vocab, seed) for seed in (3, 4))
     jobs = [engine.submit([5, 6, 7], max_tokens=500, sampler=one, stream=False) for one in (good, closed)]
     wait_for(lambda: jobs[1].first_token is not None)
-    engine._between.run(closed.close)  # else it waits for the end of a round, and may come late
+    between_steps(engine, closed.close)  # else it waits for the end of a round, and may come late
     with pytest.raises(errors.ClosedError, match="Chain"):
         jobs[1].result(300)
     assert len(jobs[0].result(300).tokens) == 500
@@ -350,7 +337,8 @@ def test_who_has_read_the_end_may_go_on_at_once(tiny_model: Model, often: None) 
                 job = await client.submit([5, 6, number], max_tokens=40, sampler=sampler, listener=events.put_nowait)
                 while (await events.get()).completion is None:
                     pass
-                assert job.texts[0].task.id not in engine._texts
+                number = job.texts[0].task.id
+                assert not any(slot.running and slot.task == number for slot in engine.slots())
 
         async def work() -> None:
             await asyncio.gather(*map(again, range(16)))

@@ -62,7 +62,14 @@ def engine(tiny_model: Model, request: pytest.FixtureRequest) -> Iterator[Watche
 
 def died(engine: Watched) -> list[str]:
     """What ended an engine, if anything did."""
-    return [repr(job._error) for job in engine.jobs if job._error is not None]
+    found = []
+    for job in engine.jobs:
+        try:
+            if job.done:
+                job.result()
+        except Exception as error:
+            found.append(repr(error))
+    return found
 
 
 def crowd(server: Served, engine: Watched, requests: int, seed: int) -> Counter[str]:
@@ -112,12 +119,8 @@ def on_loop(server: Served, work: Any) -> Any:
 def check_nothing_is_left(server: Served, engine: Watched) -> None:
     wait_until_idle(engine)
     wait_for(lambda: not server.state.running)
-    cache, memory = engine._cache, engine.context.memory
-    lengths = {seq: cache.ledger.length(seq) for seq in cache.idle}
-    assert {seq: memory.pos_max(seq) + 1 for seq in range(engine.context.n_seq_max)} == {
-        seq: lengths.get(seq, 0) for seq in range(engine.context.n_seq_max)
-    }
-    assert cache.ledger.used <= engine.context.n_ctx == cache.ledger.n_cells
+    metrics = engine.metrics()
+    assert metrics.n_cells_used <= metrics.n_cells == engine.context.n_ctx
     # Between requests there is the server's own task, and this one that counts them.
     wait_for(lambda: not server.runner.server_state.connections)
     wait_for(lambda: on_loop(server, lambda: len(asyncio.all_tasks())) <= 2)
@@ -132,7 +135,7 @@ def check_counts(engine: Watched) -> None:
     assert found["aborted"] <= now.n_cancelled <= found["asked to end"]
     assert now.n_generated_tokens == found["tokens"]
     # Where each text has cells of its own only those that are more urgent stop one, if any comes at that moment.
-    assert now.n_preempted > 0 or not engine._cache.ledger.shares
+    assert now.n_preempted > 0 or engine.context.n_ctx_seq < engine.context.n_ctx
     assert now.n_rejected > 0
 
 

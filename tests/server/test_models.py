@@ -352,7 +352,7 @@ def test_who_waits_for_room_gets_it_when_it_is_free(start, spec) -> None:
     server = start([spec("a"), spec("b")], n_models=1)
     with ThreadPoolExecutor(3) as threads, streaming(server, "a", max_tokens=20) as lines:
         waiting = [threads.submit(complete, server, "b") for _ in range(3)]
-        wait_for(lambda: len(server.state._waiting) == 3)
+        wait_for(lambda: server.state.n_waiting == 3)
         assert list(lines)[-1] == "data: [DONE]"
         assert [one.result().status_code for one in waiting] == [200] * 3
     assert server.state.entries["b"].n_loads == 1
@@ -363,7 +363,7 @@ def test_a_client_that_goes_away_waits_no_more(start, spec) -> None:
     with streaming(server, "a", max_tokens=300) as lines:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(server.url + "/v1/completions", json={"model": "b", "prompt": "x"}, timeout=0.2)
-        wait_for(lambda: not server.state._waiting)
+        wait_for(lambda: server.state.n_waiting == 0)
         next(lines)
     wait_for(lambda: server.state.entries["a"].users == 0)
     assert status_of(server) == {"a": "loaded", "b": "unloaded"}
@@ -395,7 +395,7 @@ def test_too_many_that_wait_are_refused(start, spec, monkeypatch) -> None:
     server = start([spec("a"), spec("b")], n_models=1)
     with ThreadPoolExecutor(1) as threads, streaming(server, "a", max_tokens=30) as lines:
         waiting = threads.submit(complete, server, "b")
-        wait_for(lambda: server.state._waiting)
+        wait_for(lambda: server.state.n_waiting)
         answer = complete(server, "b")
         assert error_of(answer, 429)["code"] == "queue_full"
         assert answer.headers["retry-after"]
@@ -423,7 +423,7 @@ def test_draining_waits_for_all_models(start, spec) -> None:
         streaming(server, "b", max_tokens=40) as second,
     ):
         waiting = threads.submit(complete, server, "c")
-        wait_for(lambda: server.state._waiting)
+        wait_for(lambda: server.state.n_waiting)
         server.runner.drain()
         error_of(waiting.result(), 503)
         assert server.get("/ready").status_code == 503

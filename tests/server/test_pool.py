@@ -63,6 +63,7 @@ def test_random_requests(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
             assert state.alias == name
             for _ in range(3):
                 assert name in memory.loaded
+                models.check_invariants()
                 await asyncio.sleep(hold / 3)
             assert name in memory.loaded
             ends["served"] += 1
@@ -87,8 +88,8 @@ def test_random_requests(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         results = await asyncio.gather(*tasks, return_exceptions=True)
         wrong = [one for one in results if isinstance(one, Exception)]
         assert wrong == []
-        assert models._waiting == []
-        assert models._yielding == frozenset()
+        assert models.n_waiting == 0
+        models.check_invariants()
         assert all(entry.users == 0 for entry in models.entries.values())
 
     asyncio.run(main())

@@ -120,8 +120,7 @@ def test_saved_erased_and_restored(server: Served, engine: Prompted, tmp_path: P
     saved = act(server, 1, "save", filename="fox.bin").json()
     assert (saved["id_slot"], saved["filename"], saved["n_saved"]) == (1, "fox.bin", n_held)
     assert saved["n_written"] == (tmp_path / "fox.bin").stat().st_size and saved["timings"]["save_ms"] > 0
-    engine._between.run(engine._cache.clear)
-    engine._between.run(engine._host.clear)
+    engine.reset_prefix_cache()
     assert act(server, 1, "erase").json() == {"id_slot": 1, "n_erased": n_held}
     assert act(server, 1, "erase").json() == {"id_slot": 1, "n_erased": 0}
     assert complete(server, "something else")["timings"]["prompt_n"] > 0
@@ -134,8 +133,7 @@ def test_saved_erased_and_restored(server: Served, engine: Prompted, tmp_path: P
 
 
 def test_erased_is_gone(server: Served, engine: Prompted) -> None:
-    engine._between.run(engine._cache.clear)
-    engine._between.run(engine._host.clear)
+    engine.reset_prefix_cache()
     complete(server, id_slot=3)
     assert act(server, 3, "erase").json()["n_erased"] > 0
     assert complete(server)["timings"]["cache_n"] == 0
