@@ -207,7 +207,8 @@ class PromptCache:
 
     def problems(self) -> list[str]:
         """Contradictions between what is kept and what the memory holds, as sentences."""
-        found = self.kept.problems()
+        active = 0 if self.active is None else self.active.host_bytes
+        found = self.kept.problems(active)
         if self.context.closed or self.context.decode_id != self._decode_id:
             return found  # other decodes have used the context: nothing there is believed
         memory = self.context.memory

@@ -148,8 +148,12 @@ class KeptTexts:
                 del self._texts[text.owner]
             text.checkpoints = Checkpoints()
 
-    def problems(self) -> list[str]:
-        """Contradictions in what is kept, as sentences; an empty list where there is none."""
+    def problems(self, others: int = 0) -> list[str]:
+        """Contradictions in what is kept, as sentences; an empty list where there is none.
+
+        Args:
+            others: Bytes of the host that are needed elsewhere, and count too.
+        """
         texts = list(self)
         used = [text.seq_id for text in texts if text.seq_id is not None]
         found = [] if len(set(used)) == len(used) else [f"texts share the sequences {sorted(used)}"]
@@ -160,7 +164,7 @@ class KeptTexts:
                 found.append(
                     f"the text of {text.owner!r} is kept in {'no place' if text.data is None else 'two places'}"
                 )
-        if (total := sum(text.host_bytes for text in texts)) > self.limit:
+        if (total := others + sum(text.host_bytes for text in texts)) > self.limit:
             found.append(f"kept texts take {total} bytes of the host's memory, and may take {self.limit}")
         return found
 

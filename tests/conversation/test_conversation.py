@@ -7,6 +7,7 @@ import logging
 import weakref
 
 import pytest
+from support.llama_internals import history_of, kept_bytes, n_kept_in_context
 
 from pyllm import Llama, errors
 from pyllm.conversation import Conversation
@@ -163,7 +164,7 @@ class TestText:
         """Whether a tokenizer puts spaces before what it is given, or an answer is cut within a character."""
 
         def told(talk):
-            pieces = [llm.vocab.token_to_piece(token, special=False) for token in talk._record.history.ids.tolist()]
+            pieces = [llm.vocab.token_to_piece(token, special=False) for token in history_of(talk)]
             # The one space that belongs to the beginning of a text.
             return b"".join(pieces).decode("utf-8", "replace").removeprefix(" ")
 
@@ -188,7 +189,7 @@ class TestText:
             with llm.conversation("story", max_tokens=12, temperature=0) as talk:
                 answer = talk.complete("the people look", stop=whole[start : start + 2])
                 assert talk.text == "the people look" + answer.text
-                assert llm.detokenize(talk._record.history.ids[1:], special=False).strip() == talk.text.strip()
+                assert llm.detokenize(history_of(talk)[1:], special=False).strip() == talk.text.strip()
 
     def test_an_echo_is_not_added_twice(self, llm):
         talk, other = llm.conversation("story", **SHORT), llm.conversation("other", **SHORT)
@@ -399,7 +400,8 @@ class TestMemory:
             talks = [llm.conversation(str(i), **SHORT) for i in range(8)]
             for i, talk in enumerate(talks):
                 talk.say(f"{i} {i} the people look at the number of the time")
-                assert sum(text.host_bytes for text in llm._cache.kept) <= 40_000
+                assert kept_bytes(llm) <= 40_000
+                llm.check_invariants()
             kept = [len(talk.tokens) > 0 for talk in talks]
             # The newest are there.
             assert kept[-2:] == [True, True] and not kept[0] and kept == sorted(kept)
@@ -411,10 +413,10 @@ class TestMemory:
             bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             for name in ("anna", "ben", "carl"):
                 llm.conversation(name, **SHORT).complete("the people look at the number " * 2)
-            assert sum(text.seq_id is not None for text in llm._cache.kept) == 2
+            assert n_kept_in_context(llm) == 2
             long = llm("the water", temperature=0, logit_bias=bias)
             assert long.usage.total_tokens == 257
-            assert all(text.seq_id is None for text in llm._cache.kept)
+            assert n_kept_in_context(llm) == 0
             with Llama(tiny_model, n_ctx=256, n_threads=1) as fresh:
                 assert fresh("the water", temperature=0, logit_bias=bias).tokens == long.tokens
             for name in ("anna", "ben", "carl"):

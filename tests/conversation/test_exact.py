@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from support.llama_internals import checkpoints_of, history_of, kept_bytes
 
 from pyllm import Llama, errors
 
@@ -58,7 +59,7 @@ def test_many_conversations_in_turn(tiny_models, arch, settings):
                 completion = llm(added, max_tokens=3, **GREEDY)
                 check(completion, added, fresh)
                 continue
-            before = conversation._record.history.ids.tolist()
+            before = history_of(conversation)
             completion = conversation.complete(added, max_tokens=chooser.randrange(1, 9), temperature=0)
             check(completion, [*before, *added], fresh)
             reused += completion.usage.cached_tokens
@@ -93,7 +94,7 @@ def test_a_fork_of_what_a_window_still_holds(tiny_models, settings):
         talk.complete(list(range(270, 300)))
         other = talk.fork("ben")
         talk.complete([300, 301, 302])
-        before = other._record.history.ids.tolist()
+        before = history_of(other)
         completion = other.complete([305, 306])
         assert completion.usage.cached_tokens >= len(before) - 1
         check(completion, [*before, 305, 306], fresh)
@@ -118,9 +119,9 @@ def test_checkpoints_are_few(tiny_models):
         conversation = llm.conversation("long")
         for i in range(2 * MOST):
             conversation.complete([270 + i, 271, 272], max_tokens=2, temperature=0)
-        items = llm._cache.find("long").checkpoints.items
-        assert len(items) == MOST and [item.n for item in items] == sorted({item.n for item in items})
-        assert items[-1].n > 0.8 * len(conversation.tokens)
+        ends = checkpoints_of(llm, "long")
+        assert len(ends) == MOST and ends == sorted(set(ends))
+        assert ends[-1] > 0.8 * len(conversation.tokens)
 
 
 def test_checkpoints_keep_to_the_limit(tiny_models):
@@ -128,11 +129,11 @@ def test_checkpoints_keep_to_the_limit(tiny_models):
         for name in ("anna", "ben", "anna"):
             conversation = llm.conversation(name)
             for i in range(4):
-                before = conversation._record.history.ids.tolist()
+                before = history_of(conversation)
                 added = [270 + i, 271, 272]
                 check(conversation.complete(added, max_tokens=2, temperature=0), [*before, *added], fresh)
-                texts = [*llm._cache.kept, llm._cache.active]
-                assert 0 < sum(text.host_bytes for text in texts) <= 60_000
+                assert 0 < kept_bytes(llm) <= 60_000
+                llm.check_invariants()
     for limit in (-1, 2.5, True, None):
         with pytest.raises(errors.InvalidArgumentError, match="conversation_bytes"):
             make(tiny_models["mamba"], conversation_bytes=limit)
@@ -142,7 +143,7 @@ def test_encoders_have_nothing_to_keep(tiny_models):
     with make(tiny_models["t5"]) as llm, make(tiny_models["t5"]) as fresh:
         for name in ("anna", "ben", "anna"):
             llm.conversation(name).complete([70, 71, 72], max_tokens=3, temperature=0)
-        prompt = [70, 71, 72, *llm.conversation("ben")._record.history.ids[3:].tolist()]
+        prompt = [70, 71, 72, *history_of(llm.conversation("ben"))[3:]]
         expected = fresh(prompt, max_tokens=3, temperature=0)
         completion = llm.conversation("ben").complete(max_tokens=3, temperature=0)
         assert completion.tokens == expected.tokens and completion.usage.cached_tokens == 0
@@ -159,7 +160,7 @@ def test_smollm2(smollm2, arguments):
         for text in ("", " And then"):
             for name, beginning in texts.items():
                 conversation = llm.conversation(name)
-                before = conversation._record.history.ids.tolist()
+                before = history_of(conversation)
                 given = text or beginning
                 completion = conversation.complete(given, max_tokens=4, temperature=0)
                 check(completion, [*before, *llm.tokenize(given, add_special=not before)], fresh)

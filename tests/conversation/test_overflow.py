@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.llama_internals import history_of, n_dropped_messages
 
 from pyllm import Llama, errors
 from pyllm.completion.overflow import Overflow, answer_room
@@ -231,7 +232,7 @@ class TestConversations:
                 completion = chat.say(f"the {i}")
                 assert completion.usage.prompt_tokens <= N_CTX - 8
                 reused.append(completion.usage.cached_tokens / completion.usage.prompt_tokens)
-            assert len(chat.messages) == 81 and chat._record.first > 10
+            assert len(chat.messages) == 81 and n_dropped_messages(chat) > 10
             # Most turns only add to the one before.
             assert sum(share > 0.5 for share in reused) > 20, reused
             chat.close()
@@ -243,7 +244,7 @@ class TestConversations:
                 for i in range(20):
                     completion = text.complete(f" the number of the people {i}", n_keep=3)
                     assert completion.usage.prompt_tokens <= N_CTX - 30
-                assert len(text._record.history.ids) > 2 * N_CTX
+                assert len(history_of(text)) > 2 * N_CTX
                 while text.text:
                     text.undo()
                 assert text.complete("the people").usage.prompt_tokens < 20

@@ -12,6 +12,7 @@ import pytest
 from embedding.conftest import TEXTS
 from embedding.test_embed import close
 from support import isolation
+from support.llama_internals import embed_job, embedder_of, embedding_contexts
 from support.numerics import EXACT
 
 from pyllm import Llama, errors
@@ -55,9 +56,9 @@ def test_a_llama_made_for_embedding_gives_the_same(llama, writer):
 
 
 def test_nothing_is_made_before_it_is_asked_for(own):
-    assert own._embedder_made is None
+    assert embedder_of(own) is None
     own.embed("no way")
-    assert own._embedder_made is not None
+    assert embedder_of(own) is not None
 
 
 def test_threads_wait_for_each_other(own):
@@ -105,7 +106,7 @@ class TestClose:
         model = llama("llama").model
         llm = Llama(model, n_threads=1)
         llm.embed("no way")
-        context = next(iter(llm._embedder_made._workplaces.values())).context
+        (context,) = embedding_contexts(llm)
         llm.close()
         assert context.closed and not model.closed
 
@@ -193,14 +194,13 @@ class TestAsyncio:
         from pyllm.embedding.embedder import Job
 
         expected = own.embed(TEXTS)
-        embedder = own._embedder_made
-        for workplace in embedder._workplaces.values():
-            workplace.context.abort()
+        for context in embedding_contexts(own):
+            context.abort()
         assert np.array_equal(own.embed(TEXTS), expected)
         job = Job()
-        embedder.cancel(job)
+        embedder_of(own).cancel(job)
         with pytest.raises(errors.DecodeAborted):
-            own._embedded(TEXTS, job=job)
+            embed_job(own, TEXTS, job)
 
 
 class TestCreateEmbedding:

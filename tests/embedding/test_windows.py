@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from embedding.conftest import TEXTS
 from embedding.test_embed import by_hand, close
+from support.llama_internals import embedder_of
 
 from pyllm import Llama, errors
 from pyllm.embedding.batches import packs
@@ -114,7 +115,8 @@ def test_large_vocabularies_are_computed_in_smaller_portions(llama, monkeypatch)
     text = "look at the number " * 20
     for pooling, size in (("mean", 100), ("none", 100), ("last", 500)):
         vectors = llm.embed([text, "no way"], pooling=pooling, normalize=False)
-        assert llm._embedder_made.n_batch(llm._embedder_made.pooling(pooling)) == size
+        embedder = embedder_of(llm)
+        assert embedder.n_batch(embedder.pooling(pooling)) == size
         assert close(vectors[0], by_hand(llm.model, text, pooling))
 
 

@@ -7,6 +7,8 @@ import threading
 
 import numpy as np
 import pytest
+from support import numerics
+from support.llama_internals import draft_of
 
 from pyllm import Llama, errors
 from pyllm.core.model import Model
@@ -18,7 +20,7 @@ TEXT = "the cat sat on the mat, and the cat sat on the mat, and the cat"
 NGRAM = SpeculationParams(types="ngram-map-k", ngram_size=2, n_max=6, adaptive=False)
 DRAFT = SpeculationParams(types="draft-simple", n_max=4, adaptive=False)
 # In float32 what is computed together is rounded so little otherwise that no choice falls the other way.
-EXACT = {"n_ctx": 256, "n_threads": 1, "type_k": "f32", "type_v": "f32", "flash_attn_type": "disabled"}
+EXACT = numerics.EXACT | {"n_ctx": 256}
 
 
 @pytest.fixture(scope="module", params=["ngram", "draft", "other draft"])
@@ -200,8 +202,7 @@ def test_models_that_cannot(tiny_models):
 def test_all_is_freed(tiny_models):
     llm = Llama(tiny_models["llama"], **EXACT, draft=tiny_models["llama"])
     llm(TEXT, max_tokens=10, temperature=0)
-    speculator = llm._speculator
-    model, context = speculator.model, speculator._draft_context
+    model, context = draft_of(llm)
     llm.close()
     llm.close()
     assert model.closed
