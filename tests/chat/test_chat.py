@@ -50,7 +50,7 @@ class TestAnswers:
         )
         assert completion.usage.prompt_tokens == len(llm.tokenize(prompt))
 
-    def test_it_is_a_mapping_too(self, llm, says):
+    def test_an_answer_is_a_mapping_too(self, llm, says):
         completion = llm.create_chat_completion(user(), logits_processor=says("Hi"))
         assert isinstance(completion, Mapping) and completion["choices"][0]["message"]["content"] == "Hi"
         assert completion["object"] == "chat.completion" and completion["id"].startswith("chatcmpl-")
@@ -262,7 +262,7 @@ class TestSystemMessages:
 
     @pytest.mark.parametrize("template", [STRICT, DEAF], ids=["refuses", "drops"])
     @pytest.mark.parametrize("second", ["system", "developer"])
-    def test_they_are_joined(self, llm, template, second):
+    def test_system_messages_are_joined(self, llm, template, second):
         brief, kind = {"role": "system", "content": "Be brief."}, {"role": second, "content": "Be kind."}
         expected = "[system]Be brief.\n\nBe kind.\n[user]Hello\n[assistant]"
         assert self.prompt(llm, [brief, kind, *user()], template) == expected
@@ -273,7 +273,7 @@ class TestSystemMessages:
         told = self.prompt(llm, [brief, *user("Hi"), Message("assistant", "Yes?"), kind, *user()], template)
         assert told == ("[system]Be brief.\n\nBe kind.\n[user]Hi\n[assistant]Yes?\n[user]Hello\n[assistant]")
 
-    def test_they_stay_where_the_template_takes_them(self, llm):
+    def test_system_messages_stay_where_the_template_takes_them(self, llm):
         messages = [
             *TALK[:1],
             {"role": "developer", "content": "Purr."},

@@ -21,7 +21,7 @@ def qwen(template):
 
 
 class TestSplit:
-    def test_it_is_no_content(self, llm, says, qwen):
+    def test_reasoning_is_not_content(self, llm, says, qwen):
         completion = llm.create_chat_completion(user(), logits_processor=says(THOUGHT), **qwen)
         assert completion.reasoning.strip() == "Hm, a cat?" and completion.text == "A cat."
         assert completion["choices"][0]["message"]["reasoning_content"] == completion.reasoning
@@ -32,7 +32,7 @@ class TestSplit:
         first = next(chunk for chunk in chunks if chunk.text)
         assert not any(chunk.reasoning for chunk in chunks[chunks.index(first) + 1 :])
 
-    def test_or_it_stays(self, llm, says, qwen):
+    def test_reasoning_stays_in_the_content_on_demand(self, llm, says, qwen):
         completion = llm.create_chat_completion(user(), reasoning_format="none", logits_processor=says(THOUGHT), **qwen)
         assert completion.reasoning == "" and completion.text == THOUGHT
 
@@ -76,7 +76,7 @@ class TestSplit:
 
 class TestBudget:
     @pytest.mark.parametrize("budget", [0, 5, 20])
-    def test_its_end_is_forced(self, llm, template, budget):
+    def test_the_end_of_reasoning_is_forced(self, llm, template, budget):
         # This template opens the block by itself; the model is random and would not close it.
         arguments = {"chat_template": template("deepseek-ai-DeepSeek-R1-Distill-Qwen"), "seed": 1}
         completion = llm.create_chat_completion(user(), reasoning_budget=budget, max_tokens=60, **arguments)
@@ -94,14 +94,14 @@ class TestBudget:
 
 
 class TestForms:
-    def test_they_wait_for_its_end(self, llm, says, template):
+    def test_grammars_wait_for_the_end_of_reasoning(self, llm, says, template):
         arguments = {"chat_template": template("deepseek-ai-DeepSeek-R1-Distill-Qwen"), "choices": ["yes", "no"]}
         completion = llm.create_chat_completion(user(), logits_processor=says("Hm.\n</think>yes"), **arguments)
         assert completion.reasoning.strip() == "Hm." and completion.text == "yes"
         completion = llm.create_chat_completion(user(), reasoning_budget=2, seed=1, max_tokens=40, **arguments)
         assert completion.text in ("yes", "no")
 
-    def test_none_opens_where_there_is_none(self, llm, qwen):
+    def test_no_reasoning_opens_without_a_start_tag(self, llm, qwen):
         completion = llm.create_chat_completion(user(), choices=["yes", "no"], seed=1, **qwen)
         assert completion.text in ("yes", "no") and completion.reasoning == ""
 

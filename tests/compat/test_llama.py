@@ -71,7 +71,7 @@ def test_a_completion_is_a_plain_dict(llm):
     assert llm(PROMPT, max_tokens=1, model="mine")["model"] == "mine"
 
 
-def test_it_is_what_pyllm_says(llm, tiny_models):
+def test_a_completion_is_that_of_pyllm(llm, tiny_models):
     with pyllm.Llama(tiny_models["llama"], n_ctx=256, n_threads=1) as plain:
         expected = plain(PROMPT, max_tokens=20, temperature=0).text
     assert text_of(llm(PROMPT, max_tokens=20, temperature=0)) == expected

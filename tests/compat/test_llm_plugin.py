@@ -22,7 +22,7 @@ def model(tiny_models, monkeypatch, tmp_path):
     llm_plugin._OPEN.clear()
 
 
-def test_it_is_announced():
+def test_the_plugin_is_registered():
     entries = importlib.metadata.entry_points(group="llm")
     assert any(entry.value == "pyllm.compat.llm_plugin" for entry in entries)
 

@@ -148,7 +148,7 @@ class TestChat:
 
 
 class TestText:
-    def test_it_grows(self, llm):
+    def test_a_completed_text_grows(self, llm):
         talk = llm.conversation("story", **SHORT)
         first = talk.complete("the people look")
         second = talk.complete()
@@ -160,7 +160,7 @@ class TestText:
         third = talk.complete(" at the time")
         assert third.usage.cached_tokens >= len(whole.tokens)
 
-    def test_its_text_is_that_of_its_tokens(self, llm):
+    def test_the_text_is_that_of_the_tokens(self, llm):
         """Whether a tokenizer puts spaces before what it is given, or an answer is cut within a character."""
 
         def told(talk):
@@ -206,7 +206,7 @@ class TestText:
         assert talk.undo() == [] and talk.text == text == other.text
         assert other.complete(" at the water").text == second.text
 
-    def test_it_is_no_chat(self, llm):
+    def test_a_text_is_no_chat(self, llm):
         talk = llm.conversation("story", **SHORT)
         talk.complete("the people")
         with pytest.raises(errors.InvalidArgumentError, match="is a text: use complete"):
@@ -218,7 +218,7 @@ class TestText:
 
 
 class TestNames:
-    def test_they_are_found_again(self, llm):
+    def test_conversations_are_found_by_name(self, llm):
         talk = llm.conversation("anna", system="the number", temperature=0)
         assert llm.conversation("anna") is talk and llm.conversations == {"anna": talk}
         assert llm.conversation("anna", system="the number", temperature=0) is talk
@@ -229,7 +229,7 @@ class TestNames:
         with pytest.raises(errors.InvalidArgumentError, match="top_k in a turn"):
             llm.conversation("anna", top_k=3)
 
-    def test_what_was_said_stays_where_nobody_has_it(self, llm):
+    def test_messages_stay_after_the_object_is_gone(self, llm):
         talk = llm.conversation("anna", **SHORT)
         talk.say("the people")
         said = talk.messages
@@ -247,7 +247,7 @@ class TestNames:
             llm.conversation(name)
 
     @pytest.mark.parametrize("arguments", [{"stream": True}, {"n": 2}, {"best_of": 3}, {"messages": []}])
-    def test_what_a_turn_cannot_be_asked(self, llm, arguments):
+    def test_arguments_that_a_turn_refuses(self, llm, arguments):
         with pytest.raises(errors.InvalidArgumentError):
             llm.conversation("anna", **arguments)
         talk = llm.conversation("ben")
@@ -313,7 +313,7 @@ class TestTrouble:
                 talk.undo()
                 assert talk.complete(" the number").usage.prompt_tokens > n
 
-    def test_somebody_decodes_in_between(self, llm):
+    def test_decodes_on_the_context_in_between(self, llm):
         from pyllm import Batch
 
         talk, other = llm.conversation("anna", **SHORT), llm.conversation("ben", **SHORT)
@@ -365,7 +365,7 @@ class TestTrouble:
         talk.close()
         assert list(llm.conversations) == ["ben"] and len(talk.tokens) == 0
 
-    def test_it_is_freed_without_the_collector(self, tiny_model):
+    def test_a_conversation_is_freed_without_the_collector(self, tiny_model):
         def begin():
             llm = Llama(tiny_model, n_ctx=256, n_threads=1)
             return llm.conversation("anna", **SHORT), weakref.ref(llm), weakref.ref(llm.context)

@@ -83,7 +83,7 @@ def test_a_character_that_is_not_complete(llm, tmp_path):
     assert back.text == "😀"
 
 
-def test_one_whose_memory_is_gone(llm, tmp_path):
+def test_a_conversation_whose_kv_cache_is_gone(llm, tmp_path):
     talk = llm.conversation("anna", **SHORT)
     talk.say("the people")
     llm.context.memory.clear()

@@ -74,7 +74,7 @@ class TestTruncateMiddle:
         assert left[0] == llm.vocab.bos and len(left) == N_CTX - N_CTX // 4
         assert rule.fit(ids[:100], 40) is not None and len(rule.fit(ids[:100], 40)) == 100
 
-    def test_it_is_the_text_of_that_prompt(self, llm):
+    def test_the_text_is_that_of_the_shortened_prompt(self, llm):
         completion = llm(LONG, max_tokens=40, temperature=0, overflow="truncate_middle", n_keep=7)
         left = np.concatenate([LONG[:7], LONG[-(N_CTX - 47) :]])
         assert completion.usage.prompt_tokens == len(left)
@@ -86,7 +86,7 @@ class TestTruncateMiddle:
 
 class TestShift:
     @pytest.mark.parametrize("arch", ["llama", "qwen3moe", "gemma3", "mamba", "jamba"])
-    def test_it_goes_on(self, tiny_models, arch):
+    def test_generation_goes_on_after_a_shift(self, tiny_models, arch):
         with make(tiny_models[arch]) as llm:
             bias = dict.fromkeys(llm.vocab.eog_tokens, float("-inf"))
             arguments = {"temperature": 0, "logit_bias": bias, "overflow": "shift", "n_keep": 4}

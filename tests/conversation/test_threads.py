@@ -95,7 +95,7 @@ def test_abort(llm):
     assert talk.say("the time", max_tokens=3).finish_reason == "length"
 
 
-def test_an_abort_between_two_decodes_costs_nobody_anything(llm):
+def test_an_abort_between_two_decodes_ends_no_other_call(llm):
     talk, other = (llm.conversation(name, temperature=0, max_tokens=20) for name in ("anna", "ben"))
     other.say("the people look at the number")
     for _ in talk.stream("the people"):

@@ -158,7 +158,7 @@ def test_closing_takes_it_out_of_its_contexts(tiny_model, make_context, ids, lor
     assert np.isfinite(logits(plain_context, ids)).all()
 
 
-def test_who_keeps_whom_alive(tiny_models, make_model, make_context, ids, lora):
+def test_adapters_and_models_keep_each_other_alive(tiny_models, make_model, make_context, ids, lora):
     path, _ = lora(1)
     model = make_model(tiny_models["llama"])
     context = make_context(model)

@@ -61,7 +61,7 @@ def test_row_raises(row, survived, world):
     bad_inputs.check(row, world)
 
 
-def test_the_world_is_as_it_was(world):
+def test_failed_calls_leave_no_state(world):
     world.context.memory.clear()
     world.context.decode(Batch.from_arrays([1, 5]))
     assert world.vocab.detokenize(world.vocab.tokenize("the cat", add_special=False)).strip() == "the cat"
@@ -143,7 +143,7 @@ for value in (float("nan"), float("-inf"), float("inf"), 3e38, 0):
 """
 
 
-def test_logits_that_no_sampler_likes(tiny_models):
+def test_samplers_refuse_logits_that_are_not_numbers(tiny_models):
     isolation.survive(LOGITS, tiny_models["llama"])
 
 

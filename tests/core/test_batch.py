@@ -214,7 +214,7 @@ def test_sizes_must_be_positive(arguments):
         Batch(**arguments)
 
 
-def test_numbers_that_are_none():
+def test_invalid_numbers():
     batch = Batch(3)
     for call in (lambda: Batch("3"), lambda: Batch(2**40), lambda: batch.add("a", 0), lambda: batch.add(1, 0, "a")):
         with pytest.raises((TypeError, errors.InvalidArgumentError, errors.InvalidBatchError)):

@@ -175,7 +175,7 @@ def test_any_text_comes_through():
         ([*HI, {"role": "user", "content": "x", "n": float("nan")}], r"messages\[1\] cannot be written as JSON"),
     ],
 )
-def test_messages_that_are_none(messages, match):
+def test_invalid_messages(messages, match):
     with pytest.raises(errors.InvalidArgumentError, match=match):
         ask(CHATML, messages)
 
@@ -208,7 +208,7 @@ def test_a_list_in_itself_is_refused():
         ({"now": -1}, errors.InvalidArgumentError, "now"),
     ],
 )
-def test_arguments_that_are_none(arguments, error, match):
+def test_invalid_arguments(arguments, error, match):
     with pytest.raises(error, match=match):
         templates("Qwen3-Coder").apply(HI, **arguments)
 

@@ -162,7 +162,7 @@ def test_ids_of_calls():
     assert made[0] == made[2] != made[1] == made[3] and streams == [[made[0]], [made[1]]]
 
 
-def test_an_answer_that_is_no_answer():
+def test_output_that_fits_no_format():
     prompt = templates("Qwen3-Coder").apply(conversations()["user"][0], tools=tools(), tool_choice="required")
     with pytest.raises(errors.ChatParseError, match="format") as caught:
         prompt.parse("<tool_call>\n<function=nonsense>")

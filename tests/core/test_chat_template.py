@@ -30,6 +30,6 @@ def test_templates_that_are_not_known(template):
 
 
 @pytest.mark.parametrize("message", [{"role": "user"}, "user", ("user",), None, ("user", "a\0b")])
-def test_messages_that_are_none(message):
+def test_invalid_messages(message):
     with pytest.raises((errors.InvalidArgumentError, TypeError)):
         apply_template("chatml", [message])

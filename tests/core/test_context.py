@@ -104,7 +104,7 @@ def test_types_of_the_cache(load, make_context, ids, type_k, type_v):
 # Decoding
 
 
-def test_in_one_batch_or_token_by_token(make_context, ids):
+def test_one_batch_computes_what_single_tokens_do(make_context, ids):
     whole, steps = make_context(), make_context()
     whole.decode(Batch.from_arrays(ids, outputs="all"))
     for i, token in enumerate(ids):

@@ -126,7 +126,7 @@ def test_prompts_of_many_types(make_context, ids, kind):
 
 
 @pytest.mark.parametrize("wrong", [[], [[1, 2]], [1.5], "text", [None], [-1], [100_000], [2**40]])
-def test_prompts_that_are_none(make_context, ids, wrong):
+def test_invalid_prompts(make_context, ids, wrong):
     context = make_context()
     generation = Generation(context, Chain(Greedy()))
     with pytest.raises((errors.InvalidBatchError, errors.InvalidArgumentError)):

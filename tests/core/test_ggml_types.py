@@ -216,7 +216,7 @@ def test_bytes_that_cannot_be_dequantized(data, arguments, match):
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "I8", "Q8_0", "Q4_K", "Q8_K"])
-def test_nothing(name):
+def test_empty_arrays(name):
     for shape in ((0, 256), (2, 0)):
         rows = quantize(np.zeros(shape, np.float32 if name != "I8" else np.int8), name)
         assert rows.shape == (shape[0], row_size(name, shape[1]))

@@ -286,7 +286,7 @@ def test_a_chain_that_never_selects(alone: Texts) -> None:
     assert [row.n_generated for row in alone.rows] == [2, 2, 1, 2]
 
 
-def test_all_of_them_fail(contexts: Callable[..., Context]) -> None:
+def test_all_samplers_fail(contexts: Callable[..., Context]) -> None:
     def fail(n: int) -> None:
         if n == 2:
             raise ValueError(n)
@@ -388,7 +388,7 @@ def test_no_room_in_the_middle(make_context: Callable[..., Context], rows: Calla
     assert texts.texts == by_steps.texts
 
 
-def test_one_of_them_has_no_room(make_context: Callable[..., Context], rows: Callable[..., list[Row]]) -> None:
+def test_one_sequence_has_no_room(make_context: Callable[..., Context], rows: Callable[..., list[Row]]) -> None:
     texts = Texts(make_context(n_ctx=4 * 256, n_seq_max=4, kv_unified=False), rows())
     fill(texts.context, 2, 256 - texts.past[2] - 3)
     texts.past[2] = 253
@@ -538,7 +538,7 @@ def waiting(end: int) -> int:
         return 0
 
 
-def test_bells(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
+def test_pipes_wake_the_reader(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
     ends = [pipes() for _ in range(40)]
     round = alone.round(20, bells=[write for _, write in ends])
     assert round.run(7) == 7
@@ -549,7 +549,7 @@ def test_bells(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
     assert round.run(40) == 0 and not any(waiting(read) for read, _ in ends)
 
 
-def test_a_bell_rings_while_it_runs(
+def test_the_pipe_is_written_while_steps_run(
     contexts: Callable[..., Context], rows: Callable[..., list[Row]], pipes: Callable[[], tuple[int, int]]
 ) -> None:
     read, write = pipes()
@@ -562,7 +562,7 @@ def test_a_bell_rings_while_it_runs(
     assert heard == [0, 1, 1, 1, 1] and waiting(read) == 1
 
 
-def test_a_full_bell(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
+def test_a_full_pipe(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
     (full, write), (read, other) = pipes(), pipes()
     n = 0
     while True:
@@ -575,7 +575,7 @@ def test_a_full_bell(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes block there")
-def test_a_bell_that_nobody_hears(alone: Texts) -> None:
+def test_a_pipe_without_a_reader(alone: Texts) -> None:
     read, write = os.pipe()
     os.set_blocking(write, False)
     os.close(read)
@@ -585,7 +585,7 @@ def test_a_bell_that_nobody_hears(alone: Texts) -> None:
     assert round.run(3) == 3
 
 
-def test_a_bell_that_blocks(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
+def test_a_pipe_that_blocks(alone: Texts, pipes: Callable[[], tuple[int, int]]) -> None:
     _, write = pipes()
     os.set_blocking(write, True)
     with pytest.raises(errors.InvalidArgumentError, match=f"descriptor {write} could block"):

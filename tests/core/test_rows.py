@@ -44,7 +44,7 @@ def test_each_row_is_the_text_it_would_be_alone(context: Context, tiny_model: Mo
         assert (row.n_generated, row.finish_reason, row.error) == (12, None, None)
 
 
-def test_what_one_sampler_raises_concerns_no_other(context: Context) -> None:
+def test_an_error_of_one_sampler_fails_its_row_only(context: Context) -> None:
     def fail(candidates: Any) -> None:
         raise ZeroDivisionError("mine")
 

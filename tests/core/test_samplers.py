@@ -466,7 +466,7 @@ def test_a_lazy_grammar_waits_for_its_trigger(tiny_model):
     "grammar",
     ["", "   ", "root", 'other ::= "a"', 'root ::= "a', "root ::= missing", "a\0b", 'root ::= root "a"'],
 )
-def test_grammars_that_are_none(tiny_model, grammar):
+def test_invalid_grammars(tiny_model, grammar):
     with pytest.raises(errors.GrammarError):
         Grammar(tiny_model.vocab, grammar)
 

@@ -89,7 +89,7 @@ def test_any_text_survives(vocab, text):
 @example("\u2581")
 @example(" .")
 @settings(max_examples=150, deadline=None)
-def test_any_text_survives_whatever_it_is(load, text):
+def test_any_unicode_text_survives(load, text):
     # SentencePiece writes a space as U+2581: the two are one there.
     spm = load("llama", vocab="spm").vocab
     assert spm.detokenize(spm.tokenize(text, add_special=False)) == text.replace("\u2581", " ")

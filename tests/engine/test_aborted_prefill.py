@@ -29,7 +29,7 @@ def read(engine: Engine, ids: np.ndarray) -> Job:
     return engine.submit(ids, max_tokens=4, temperature=0, stream=False)
 
 
-def test_a_prefill_that_nobody_waits_for_is_aborted(engine) -> None:
+def test_the_prefill_of_a_cancelled_request_is_aborted(engine) -> None:
     held = HeldPrefill(engine)
     job = read(engine, LONG)
     assert held.begun.wait(300)
@@ -87,7 +87,7 @@ def test_an_abort_that_comes_late_ends_no_other_decode(engine) -> None:
         assert read(engine, LONG[n : n + 120]).result(300).choices[0].finish_reason == "length"
 
 
-def test_embeddings_that_nobody_waits_for_are_aborted(load, monkeypatch) -> None:
+def test_the_embedding_of_a_cancelled_request_is_aborted(load, monkeypatch) -> None:
     with Engine(load("bert"), n_threads=1) as engine:
         embedder = embedder_of(engine)
         begun, aborted, cancel = threading.Event(), threading.Event(), embedder.cancel

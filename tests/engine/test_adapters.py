@@ -85,7 +85,7 @@ def test_what_was_computed_with_others_is_not_used(engine: Engine, adapters: lis
     assert cached[:2] == [0, 0] and all(n >= 48 for n in cached[2:])
 
 
-def test_those_of_the_engine_hold_for_who_names_none(
+def test_requests_without_adapters_use_those_of_the_engine(
     tiny_model: Model, adapters: list[Path], alone: Callable[..., Any]
 ) -> None:
     one, two = adapters

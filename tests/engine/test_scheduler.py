@@ -185,7 +185,7 @@ def limits(n_running: int = 4, n_batch: int = 16, n_sequences: int = 8, n_prompt
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), st.booleans())
-def test_nothing_is_lost_and_nobody_starves(data: st.DataObject, unified: bool) -> None:
+def test_every_request_finishes(data: st.DataObject, unified: bool) -> None:
     longest = data.draw(st.integers(12, 80), "cells")
     n_running = data.draw(st.integers(1, 5), "running")
     n_sequences = n_running + (data.draw(st.integers(0, 4), "spare sequences") if unified else 0)
@@ -224,7 +224,7 @@ def test_nothing_is_lost_and_nobody_starves(data: st.DataObject, unified: bool) 
     assert machine.cells.cells == [] and machine.cache.ledger.used == 0 and len(machine.cache.tree) == 0
 
 
-def test_a_long_prompt_stops_nobody() -> None:
+def test_a_long_prompt_stops_no_other_request() -> None:
     machine = Machine(1000, limits(n_batch=32, n_prompt=8))
     short = [machine.submit([i], 50) for i in range(2)]
     machine.step()
@@ -245,7 +245,7 @@ def test_a_short_prompt_is_through_soon_behind_a_long_one() -> None:
     assert machine.tasks[short].n_computed == 3
 
 
-def test_a_prefix_is_computed_once_for_all_who_come_together() -> None:
+def test_a_prefix_is_computed_once_for_requests_that_come_together() -> None:
     machine = Machine(2000, limits(n_running=8, n_batch=64, n_prompt=64, n_sequences=12))
     prefix = list(range(300))
     for i in range(8):
@@ -264,7 +264,7 @@ def test_a_later_prompt_takes_over_what_an_ended_one_left() -> None:
     assert machine.n_reused == 30
 
 
-def test_who_comes_first_is_served_first_when_the_cache_is_full() -> None:
+def test_requests_are_served_in_order_when_the_cache_is_full() -> None:
     machine = Machine(40, limits(n_running=4, n_batch=40, n_prompt=40))
     numbers = [machine.submit([i] * 8, 20) for i in range(4)]
     machine.finish()
@@ -461,7 +461,7 @@ def test_texts_of_other_adapters_are_not_brought_back() -> None:
     assert machine.n_reused == 40
 
 
-def test_one_that_is_stopped_goes_on_from_the_host() -> None:
+def test_a_preempted_sequence_is_restored_from_the_host() -> None:
     machine = with_host(60, 1000)
     machine.submit([1] * 20, 30)
     machine.submit([2] * 20, 30)

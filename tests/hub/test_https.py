@@ -314,7 +314,7 @@ def test_secrets_in_an_address_are_not_shown(web):
     assert "hush" not in str(caught.value)
 
 
-def test_nobody_listens():
+def test_a_port_without_a_server():
     with pytest.raises(DownloadError, match=r"Connection refused|actively refused"):
         hub.pull(f"http://127.0.0.1:9/x.gguf#sha256={DIGEST}")
 

@@ -221,7 +221,7 @@ def test_wrong_bytes_are_noticed_and_deleted(server, hf):
     assert hub.pull(REPO).read_bytes() == FILES["tiny-Q4_K_M.gguf"]
 
 
-def test_offline_mode_asks_nobody(server, monkeypatch):
+def test_offline_mode_sends_no_request(server, monkeypatch):
     path = hub.pull(f"{REPO}:Q8_0")
     asked = len(server.asked)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

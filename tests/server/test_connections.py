@@ -118,7 +118,7 @@ def test_a_head_that_comes_byte_by_byte(hasty: Served, answered: bool) -> None:
                 time.sleep(0.02)
 
 
-def test_a_body_that_nobody_wants_does_not_keep_a_connection(hasty: Served) -> None:
+def test_a_refused_body_does_not_keep_a_connection(hasty: Served) -> None:
     head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
     with connect(hasty, head) as connection:
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 404")
@@ -157,7 +157,7 @@ def test_a_body_that_was_refused_may_still_come(server: Served) -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_an_answer_that_nobody_takes_is_dropped(hasty: Served, keep: bool) -> None:
+def test_an_answer_that_is_not_read_is_dropped(hasty: Served, keep: bool) -> None:
     shrink(hasty)
     body = {"content": "a b " * 20_000, "with_pieces": True}
     headers = [] if keep else ["Connection: close"]
@@ -166,7 +166,7 @@ def test_an_answer_that_nobody_takes_is_dropped(hasty: Served, keep: bool) -> No
         wait_for(lambda: not hasty.runner.server_state.connections)
 
 
-def test_a_slow_reader_keeps_nobody_waiting(start: Callable[..., Served], engine: Prompted) -> None:
+def test_a_slow_reader_delays_no_other_client(start: Callable[..., Served], engine: Prompted) -> None:
     server = shrink(start(engine))
     engine.processor = lambda ids, logits: logits.__setitem__(engine.vocab.eog_tokens, -1e30)
     with connect(server, request("/v1/completions", MUCH), buffer=4096) as slow:
@@ -252,7 +252,7 @@ def test_too_many_connections(start: Callable[..., Served], engine: Prompted) ->
     assert server.get("/v1/models").status_code == 200
 
 
-def test_a_crowd_behind_a_prefix(start: Callable[..., Served], engine: Prompted) -> None:
+def test_many_clients_behind_a_prefix(start: Callable[..., Served], engine: Prompted) -> None:
     server = start(engine, max_connections=1, api_prefix="/llm")
     with connect(server):
         wait_for(lambda: len(server.runner.server_state.connections) == 1)

@@ -188,7 +188,7 @@ def test_paths_that_begin_with_something(start: Callable[..., Served], engine: A
     assert server.get("/llm/openapi.json").json()["servers"] == [{"url": "/llm"}]
 
 
-def test_a_route_that_nobody_has_described() -> None:
+def test_a_route_without_a_description() -> None:
     async def new(request: Any) -> Any:
         """Do something new."""
 

@@ -87,7 +87,7 @@ def test_markup_of_answers_is_only_what_is_allowed(web: Tab) -> None:
     "formula",
     [r"\href{javascript:hacked=1}{x}", r"\includegraphics{http://127.0.0.1:9/x.png}", r"\htmlStyle{color:red}{x}"],
 )
-def test_nor_can_formulas(web: Tab, engine: Prompted, formula: str) -> None:
+def test_formulas_cannot_become_a_script(web: Tab, engine: Prompted, formula: str) -> None:
     web.open()
     engine.says(f"$y$ ${formula}$")
     web.ask("Hello")
@@ -95,7 +95,7 @@ def test_nor_can_formulas(web: Tab, engine: Prompted, formula: str) -> None:
     unhurt(web, "#log")
 
 
-def test_nor_can_what_is_imported(web: Tab, tmp_path) -> None:
+def test_imported_conversations_cannot_become_a_script(web: Tab, tmp_path) -> None:
     web.open()
     messages = [
         {"role": "user", "content": ATTACK},
@@ -116,7 +116,7 @@ def test_nor_can_what_is_imported(web: Tab, tmp_path) -> None:
     unhurt(web, "body")
 
 
-def test_nor_can_tokens(web: Tab, engine: Prompted) -> None:
+def test_tokens_cannot_become_a_script(web: Tab, engine: Prompted) -> None:
     web.open("tokens")
     engine.says(ATTACK)
     web.generate(ATTACK, 40)

@@ -273,7 +273,7 @@ def test_clones_and_resets(tiny_model):
     assert spelled == [b"b", b"a", b"b", b"a"]
 
 
-def test_who_owns_what(tiny_model):
+def test_ownership_of_samplers_and_grammars(tiny_model):
     vocab = tiny_model.vocab
     grammar, chain = Grammar(vocab, "root ::= [a-z]+"), Chain(TopK(3), Greedy())
     constrained = Constrained(vocab, grammar, chain)

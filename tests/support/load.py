@@ -1,4 +1,4 @@
-"""A crowd of clients with all sorts of manners, over sockets of its own. It prints what became of each as JSON.
+"""Many clients, well-behaved or not, over sockets of their own. It prints as JSON how each of them ended.
 
 python load.py PORT REQUESTS SEED
 """

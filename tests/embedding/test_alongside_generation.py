@@ -55,7 +55,7 @@ def test_a_llama_made_for_embedding_gives_the_same(llama, writer):
         assert close(llm.embed(TEXTS), writer.embed(TEXTS))
 
 
-def test_nothing_is_made_before_it_is_asked_for(own):
+def test_no_context_is_made_before_the_first_embedding(own):
     assert embedder_of(own) is None
     own.embed("no way")
     assert embedder_of(own) is not None
@@ -85,7 +85,7 @@ def test_threads_wait_for_each_other(own):
 
 
 class TestClose:
-    def test_after_it(self, tiny_models):
+    def test_a_closed_llama_embeds_no_more(self, tiny_models):
         for embedded in (False, True):
             llm = Llama(tiny_models["llama"], n_threads=1)
             if embedded:
@@ -190,7 +190,7 @@ class TestAsyncio:
             assert [type(error) for error in raised] == [errors.DecodeAborted]
             assert close(llm.embed("no way"), llm.embed(["no way"])[0])
 
-    def test_an_abort_that_comes_late_ends_nobody_else(self, own):
+    def test_a_late_abort_ends_no_other_call(self, own):
         from pyllm.embedding.embedder import Job
 
         expected = own.embed(TEXTS)

@@ -101,7 +101,7 @@ def test_prompts_of_all_kinds(server, llm) -> None:
         ([10**6], "prompt"),
     ],
 )
-def test_prompts_that_are_none(server, prompt, param) -> None:
+def test_invalid_prompts(server, prompt, param) -> None:
     assert ask(server, {"prompt": prompt}, status=400)["error"]["param"] == param
 
 
@@ -546,7 +546,7 @@ def test_all_that_is_known_of_an_answer(server, engine) -> None:
     assert answer["__verbose"]["content"] == answer["choices"][0]["text"]
 
 
-def test_a_chat_says_first_who_speaks(server, engine) -> None:
+def test_the_first_chunk_of_a_chat_has_the_role(server, engine) -> None:
     engine.says("one two three")
     body = {"messages": [{"role": "user", "content": "a"}], "stream": True, "timings_per_token": True}
     with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body) as response:

@@ -1,4 +1,4 @@
-"""Clients that go away, that come in crowds, that read slowly; and servers that are told to stop."""
+"""Clients that leave, that read slowly or come in large numbers; and a server that is told to stop."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_client_that_reads_nothing_is_let_go(start, engine: Prompted) -> None:
     wait_until_idle(engine)
 
 
-# ---- crowds
+# ---- many clients
 
 
 def test_a_full_queue_says_when_to_come_again(start, tiny_model) -> None:
@@ -127,7 +127,7 @@ def test_a_full_queue_says_when_to_come_again(start, tiny_model) -> None:
         server.stop()
 
 
-def test_a_crowd_with_random_manners(start, tiny_model) -> None:
+def test_many_clients_that_leave_at_random(start, tiny_model) -> None:
     """Whatever clients do, each that waits for its answer gets it, and nothing is left behind."""
     with Prompted(tiny_model, n_ctx=192, n_parallel=4, n_threads=1, n_batch=64) as engine:
         server = start(engine)
@@ -217,7 +217,7 @@ def test_what_a_processor_raises_ends_its_stream_with_an_error(server, engine: P
     wait_until_idle(engine)
 
 
-def test_signs_of_life(start, engine: Prompted) -> None:
+def test_keep_alive_comments(start, engine: Prompted) -> None:
     server = start(engine, ping_interval=0.05)
     engine.slowly(0.3)
     with httpx.stream(

@@ -59,7 +59,7 @@ class Drafting(Machine):
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_nothing_is_lost_and_nobody_pays(data: st.DataObject) -> None:
+def test_drafts_take_only_what_is_left(data: st.DataObject) -> None:
     n_cells = data.draw(st.integers(12, 80), "cells")
     n_running = data.draw(st.integers(1, 5), "running")
     of_step = limits(

@@ -77,7 +77,7 @@ class TestWritten:
         answer = llm.create_chat_completion(user(), tools=[WEATHER], logits_processor=says(text), **arguments)
         assert answer.text == text and answer.finish_reason == "stop"
 
-    def test_none_is_none(self, llm, says, written):
+    def test_tool_choice_none(self, llm, says, written):
         arguments, text = written
         answer = llm.create_chat_completion(
             user(), tools=[WEATHER], tool_choice="none", logits_processor=says(text), **arguments
@@ -89,7 +89,7 @@ class TestAnyModel:
     """The template knows no tools and the model is random: only the grammar keeps it in form."""
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
-    def test_a_call_that_must_be(self, llm, seed):
+    def test_tool_choice_required(self, llm, seed):
         arguments = {"tools": [WEATHER, CLOCK], "tool_choice": "required", "seed": seed, "max_tokens": 300}
         completion = llm.create_chat_completion(user(), temperature=1.5, **arguments)
         assert completion.finish_reason == "tool_calls" and completion.message.content is None
@@ -101,7 +101,7 @@ class TestAnyModel:
             assert call.arguments["city"] in ("Paris", "Oslo") and isinstance(call.arguments["celsius"], bool)
 
     @pytest.mark.parametrize("seed", [1, 2, 3])
-    def test_a_call_of_this_one(self, llm, seed):
+    def test_tool_choice_by_name(self, llm, seed):
         arguments = {"tools": [WEATHER, CLOCK], "tool_choice": NAMED, "seed": seed, "max_tokens": 300}
         completion = llm.create_chat_completion(user(), **arguments)
         assert [call.name for call in completion.tool_calls] == ["get_time"]
@@ -211,7 +211,7 @@ class TestRuns:
         run = llm.run_tools(user(), tools=[fail], logits_processor=says(call, "Sorry."))
         assert run.messages[2].content == "Error: RuntimeError: out of order" and run.text == "Sorry."
 
-    def test_it_comes_to_an_end(self, llm, says):
+    def test_rounds_of_calls_are_limited(self, llm, says):
         call = '<tool_call>{"name": "get_time", "arguments": {"zone": "UTC"}}</tool_call>'
         run = llm.run_tools(user(), tools=[get_time], max_rounds=2, logits_processor=says(call, call, "Enough."))
         assert run.rounds == 2 and run.text == "Enough."

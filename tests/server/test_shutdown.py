@@ -117,7 +117,7 @@ def test_a_socket_that_was_left_is_taken_again(serve, tiny_models, tmp_path: Pat
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_told_twice(serve, tiny_models, second: signal.Signals) -> None:
+def test_a_second_signal_ends_requests_at_once(serve, tiny_models, second: signal.Signals) -> None:
     process = serve(tiny_models["llama"], "-c", "16384", "-np", "4", "--shutdown-timeout", "600")
     connection = stream(int(process.url.rpartition(":")[2]), ENDLESS)
     process.process.send_signal(signal.SIGINT)
@@ -131,7 +131,7 @@ def test_told_twice(serve, tiny_models, second: signal.Signals) -> None:
 
 
 @pytest.mark.slow
-def test_told_once_with_nothing_to_do(serve, tiny_models) -> None:
+def test_a_signal_ends_an_idle_server(serve, tiny_models) -> None:
     process = serve(tiny_models["llama"], "-c", "256")
     assert process.url
     process.process.send_signal(signal.SIGINT)
@@ -147,7 +147,7 @@ def test_told_once_with_nothing_to_do(serve, tiny_models) -> None:
         pytest.param("no-such-host.invalid", marks=pytest.mark.slow),
     ],
 )
-def test_no_place_to_listen_at(tiny_models, host: str) -> None:
+def test_an_address_that_cannot_be_bound(tiny_models, host: str) -> None:
     done = programs.start("serve", tiny_models["llama"], "-c", "256", "-t", "1", "--host", host, "--port", "0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

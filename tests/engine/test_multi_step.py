@@ -100,7 +100,7 @@ def generate(engine: Engine, **arguments: Any) -> list[Any]:
 # ---- what they give
 
 
-def test_texts_that_nobody_looks_at_go_on_without_python(engine: Engine) -> None:
+def test_sequences_without_python_run_several_steps(engine: Engine) -> None:
     arguments: dict[str, Any] = {"max_tokens": 100, "temperature": 0, "logit_bias": endless(engine)}
     turns = count_turns(engine)
     found = generate(engine, **arguments)
@@ -116,7 +116,7 @@ def test_texts_that_nobody_looks_at_go_on_without_python(engine: Engine) -> None
     assert_idle(engine)
 
 
-def test_streams_in_a_loop_are_computed_in_rounds(engine: Engine) -> None:
+def test_streams_in_an_event_loop_run_several_steps(engine: Engine) -> None:
     turns = count_turns(engine)
     client = AsyncEngine(engine)
 
@@ -326,7 +326,7 @@ def test_an_error_that_comes_while_the_loop_reads(tiny_model: Model) -> None:
 # ---- ends
 
 
-def test_who_has_read_the_end_may_go_on_at_once(tiny_model: Model, often: None) -> None:
+def test_a_request_is_released_before_its_end_is_read(tiny_model: Model, often: None) -> None:
     with Engine(tiny_model, n_ctx=4096, n_parallel=16, n_threads=1) as engine:
         client = AsyncEngine(engine)
 

@@ -68,7 +68,7 @@ def test_a_model_has_the_name_by_which_it_is_served(serve) -> None:
     assert httpx.get(f"{named.url}/v1/models", timeout=60).json()["data"][0]["id"] == "other"
 
 
-def test_names_of_models_that_nobody_named(tmp_path, monkeypatch) -> None:
+def test_names_of_models_without_a_name(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for reference in ("smollm2", "owner/repo:Q4_K_M", "hf:owner/repo", "ollama:llama3:8b"):
         assert WantedModel(reference).default_name == reference
@@ -85,7 +85,7 @@ def test_a_model_of_vectors(serve, tiny_models) -> None:
         assert client.embeddings.create(model="m", input="the cat").data[0].embedding
 
 
-def test_whoever_listens_to_all_without_a_key_is_warned(serve, tiny_models) -> None:
+def test_listening_on_all_addresses_without_a_key_is_a_warning(serve, tiny_models) -> None:
     process = serve(tiny_models["llama"], "-c", "256", "--host", "0.0.0.0")
     assert process.url
     warnings = [line["message"] for line in process.lines if line["level"] == "warning"]

@@ -69,7 +69,7 @@ def test_what_a_finished_stream_leaves_is_known_at_once(server: Served, engine: 
         assert (now.n_running, now.n_generated_tokens - before) == (0, 30 + i)
 
 
-def test_who_leaves_a_stream_ends_it(server: Served, engine: Prompted) -> None:
+def test_a_closed_stream_ends_its_request(server: Served, engine: Prompted) -> None:
     body = {"prompt": [5, 6], "max_tokens": 3000, "ignore_eos": True, "stream": True}
     before = engine.metrics()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Hundreds of clients with all sorts of manners: each is answered, refused or gone, and nothing is left behind."""
+"""Hundreds of clients, some of them misbehaving: each is answered or refused, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def answers(server: Served) -> Counter[str]:
     return found
 
 
-def test_a_crowd_leaves_nothing_behind(start, engine: Watched) -> None:
+def test_hundreds_of_clients_leave_nothing_behind(start, engine: Watched) -> None:
     run(start, engine, 120)
 
 

@@ -27,7 +27,7 @@ def test_what_does_not_fit_is_refused(tiny_models, tiny_model) -> None:
 
 
 @pytest.mark.usefixtures("little")
-def test_who_insists_may_try(tiny_model) -> None:
+def test_check_memory_can_be_turned_off(tiny_model) -> None:
     with Engine(tiny_model, n_ctx=256, n_parallel=2, n_threads=1, check_memory=False) as engine:
         assert engine.complete("the cat", max_tokens=2).usage.completion_tokens <= 2
 

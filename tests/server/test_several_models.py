@@ -287,7 +287,7 @@ def test_nothing_is_left_of_models_that_have_gone(start, spec) -> None:
 # ---- many at once
 
 
-def test_those_who_come_together_load_it_once(start, spec) -> None:
+def test_requests_that_come_together_load_a_model_once(start, spec) -> None:
     server = start([spec("a"), spec("b")])
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda i: complete(server, "ab"[i % 2]), range(16)))
@@ -348,7 +348,7 @@ def test_a_model_that_is_in_use_stays(start, spec) -> None:
     assert status_of(server) == {"a": "unloaded", "b": "loaded"}
 
 
-def test_who_waits_for_room_gets_it_when_it_is_free(start, spec) -> None:
+def test_requests_that_wait_for_memory_are_served_when_it_is_free(start, spec) -> None:
     server = start([spec("a"), spec("b")], n_models=1)
     with ThreadPoolExecutor(3) as threads, streaming(server, "a", max_tokens=20) as lines:
         waiting = [threads.submit(complete, server, "b") for _ in range(3)]
