@@ -2,6 +2,7 @@
 #
 #   make run       fetch, build, pull the default model, and write text with it
 #   make test      build and run the tests, without the slow ones; `make test-all` runs all
+#   make test-fast tests of the core, the scheduler, chats and structured output: no process, no real model
 #   make lint      every static check
 #   make bench     pyllm beside llama.cpp's own programs
 #   make asan      the tests of all that is C++ under the address sanitizer
@@ -59,11 +60,11 @@ SOURCES := $(shell find pyx -type f 2>/dev/null) setup.py llama_cpp_src/PIN.toml
 
 step = @printf '\n==> %s\n' "$(1)"
 
-.PHONY: run test test-all lint bench asan lowest wheel docs tools build fetch clean help
+.PHONY: run test test-fast test-all lint bench asan lowest wheel docs tools build fetch clean help
 .DEFAULT_GOAL := help
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -11
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -12
 
 $(PY):
 	$(call step,creating the environment $(VENV))
@@ -116,6 +117,12 @@ run: build
 test: build $(STAMPS)/environment-tests
 	$(call step,tests without the slow ones)
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
+
+# What most changes touch, in less than two minutes.
+FAST_TESTS := $(addprefix tests/,core chat structured $(addprefix engine/test_,scheduler.py draft_scheduling.py invariants.py))
+test-fast: build $(STAMPS)/environment-tests
+	$(call step,fast tests)
+	@$(PY) -m pytest -m "not slow and not process and not model" $(FAST_TESTS) $(PYTEST_ARGS)
 
 test-all: build $(STAMPS)/environment-tests
 	$(call step,all tests)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -18,6 +20,26 @@ from pyllm.core.model import Model
 
 # Started in the background, a process ignores SIGINT and hands that on to its children: Ctrl-C is tested in both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest looks which marks are wanted
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests whose fixtures need the real model have its mark."""
+    for item in items:
+        if "smollm2_path" in getattr(item, "fixturenames", ()):
+            item.add_marker("model")
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tests that start processes are left out, a test that starts one lacks its mark."""
+    if "not process" in request.config.option.markexpr:
+
+        def refuse(*arguments: Any, **options: Any) -> Any:
+            pytest.fail("this test starts a process: mark it with @pytest.mark.process")
+
+        monkeypatch.setattr(subprocess, "Popen", refuse)
+        monkeypatch.setattr(os, "fork", refuse, raising=False)
 
 
 class TinyModels(Mapping[str, Path]):

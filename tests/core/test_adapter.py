@@ -219,6 +219,7 @@ def test_what_is_refused(tmp_path, tiny_models, tiny_model, make_model, make_con
     assert context.adapters == ()
 
 
+@pytest.mark.process
 def test_damaged_adapters_never_kill(tiny_models, lora):
     path, _ = lora(1)
     isolation.survive(

@@ -134,6 +134,7 @@ time.sleep(30)
 }
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGABRT")
 @pytest.mark.parametrize("script", FATAL.values(), ids=FATAL)
 def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
@@ -145,6 +146,7 @@ def test_where_nothing_can_unwind_it_says_why(script, tiny_models):
     assert "terminate called" not in result.stderr
 
 
+@pytest.mark.process
 def test_an_assertion_in_a_worker_thread_says_why(tiny_models):
     """Every thread computes its share of a node; the assertion fails in the workers too."""
     result = isolation.run(

@@ -65,6 +65,7 @@ def test_modules_come_from_our_own_folder():
         assert info.loaded or info.reason
 
 
+@pytest.mark.process
 def test_neither_the_current_folder_nor_that_of_the_program_is_searched(tmp_path):
     """A module that would kill the process on loading lies where ggml itself would look."""
     for name in ("libggml-cuda.so", "libggml-vulkan.so", "libggml-cpu-evil.so"):
@@ -81,6 +82,7 @@ def test_neither_the_current_folder_nor_that_of_the_program_is_searched(tmp_path
     assert str(tmp_path) not in done.stdout and "evil" not in done.stdout
 
 
+@pytest.mark.process
 def test_the_path_that_upstream_reads_from_the_environment_is_not_loaded(tmp_path):
     """GGML_BACKEND_PATH names modules of whatever ggml: another version's would share no layout with ours."""
     module = tmp_path / "libggml-other.so"
@@ -110,6 +112,7 @@ def in_child(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_a_cpu_variant_that_does_not_exist_is_refused():
     code = """
 for _ in range(2):

@@ -49,11 +49,13 @@ def world(tiny_models):
     world.model.close()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("group", bad_inputs.GROUPS)
 def test_no_row_ends_the_process(group, survived):
     assert survived(group) == ""
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("row", bad_inputs.ROWS, ids=lambda row: f"{row.group}: {row.label}")
 def test_row_raises(row, survived, world):
     if survived(row.group):
@@ -143,6 +145,7 @@ for value in (float("nan"), float("-inf"), float("inf"), 3e38, 0):
 """
 
 
+@pytest.mark.process
 def test_samplers_refuse_logits_that_are_not_numbers(tiny_models):
     isolation.survive(LOGITS, tiny_models["llama"])
 
@@ -248,11 +251,13 @@ def fuzz(seconds, seed, tiny_models, folder):
     assert result.stdout.endswith("reached the end\n")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("seed", range(3))
 def test_fuzzer(seed, tiny_models, tmp_path):
     fuzz(3, seed, tiny_models, tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(100, 106))
 def test_fuzzer_for_long(seed, tiny_models, tmp_path):

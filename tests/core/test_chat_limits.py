@@ -116,6 +116,7 @@ thread.join()
 """
 
 
+@pytest.mark.process
 def test_small_stacks():
     """Threads with 256 KiB of stack render and read what is nested."""
     survive(SMALL_STACK)
@@ -181,6 +182,7 @@ for text in ('"' + arguments, arguments, '<tool_call>{"name": "f", "arguments": 
 """
 
 
+@pytest.mark.process
 def test_brackets_in_texts():
     """A closing bracket in a text closes nothing: what is nested deeply is known to be."""
     survive(BRACKETS_IN_TEXTS)

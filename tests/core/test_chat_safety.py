@@ -80,6 +80,7 @@ def test_every_control_token_in_every_place(known, vocab_name, name):
     attack(made, vocab, " ".join(texts[:100]))
 
 
+@pytest.mark.model
 @pytest.mark.parametrize("alias", ["smollm2", "gemma3-270m"])
 def test_models_with_their_own_templates(alias):
     from pyllm import hub

@@ -171,6 +171,7 @@ METADATA = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("change", METADATA.values(), ids=METADATA)
 def test_metadata_that_does_not_fit(change, tiny_models, tmp_path):
     """In a process of its own: what llama.cpp does not check ends it."""
@@ -216,6 +217,7 @@ ODD = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("keys", ODD.values(), ids=ODD)
 def test_metadata_that_is_odd(keys, tiny_models, tmp_path):
     """Loaded or refused, as llama.cpp will; never the end of the process."""
@@ -251,6 +253,7 @@ def test_a_tensor_of_another_shape(shape, tiny_models, tmp_path):
     refused(path, "blk.0.attn_q.weight")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32, np.int64, np.float64])
 @pytest.mark.parametrize("name", ["blk.0.attn_q.weight", "token_embd.weight", "output_norm.weight"])
 def test_a_tensor_of_another_type(dtype, name, tiny_models, tmp_path):
@@ -261,6 +264,7 @@ def test_a_tensor_of_another_type(dtype, name, tiny_models, tmp_path):
     use(path)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", "output_norm.weight"])
 def test_a_norm_that_no_kernel_takes(name, tiny_models, tmp_path):
     use(rewritten(tiny_models["llama"], tmp_path, tensors={name: np.ones(64, np.float16)}))
@@ -341,11 +345,13 @@ def damage(arch, rounds, tiny_models, tmp_path):
     isolation.survive(DAMAGE, tiny_models[arch], head, rounds, tmp_path, timeout=500)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "mamba", "bert", "t5"])
 def test_damage_at_random(arch, tiny_models, tmp_path):
     damage(arch, 150, tiny_models, tmp_path)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "qwen3moe", "gemma3", "mamba", "jamba", "bert", "t5"])
 def test_damage_at_random_for_long(arch, tiny_models, tmp_path):

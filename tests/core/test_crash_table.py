@@ -205,6 +205,7 @@ assert len(removed) == 1
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("probe", PROBES.values(), ids=PROBES)
 def test_probe(probe, tiny_models):
     isolation.survive(probe, tiny_models["llama"])
@@ -220,12 +221,14 @@ assert chain.sample(context) >= 0
 """
 
 
+@pytest.mark.process
 def test_bad_grammars(tiny_models):
     # Only that it survives: what llama.cpp prints is the next test's business.
     result = isolation.run(BAD_GRAMMARS, tiny_models["llama"])
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.process
 def test_what_is_wrong_with_a_grammar_is_said_with_its_place(tiny_models):
     isolation.survive(
         """
@@ -259,6 +262,7 @@ for flash_attn_type in ("auto", "enabled", "disabled"):
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("argument", ["type_k", "type_v"])
 @pytest.mark.parametrize("name", CACHE_TYPES)
 def test_cache_types_work(argument, name, tiny_models):
@@ -266,6 +270,7 @@ def test_cache_types_work(argument, name, tiny_models):
     isolation.survive(CACHE_SCRIPT, path, argument, name)
 
 
+@pytest.mark.process
 def test_other_cache_types_are_refused(tiny_models):
     isolation.survive(
         f"""

@@ -496,6 +496,7 @@ def test_tensors_are_not_copied(tmp_path):
     assert isinstance(getattr(base.base, "obj", base.base), mmap.mmap)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB")
 def test_opening_a_large_file_takes_no_memory(tmp_path):
     writer = GGUFWriter()

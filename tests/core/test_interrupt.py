@@ -141,6 +141,7 @@ thread.join()
 """
 
 
+@pytest.mark.process
 @pytest.mark.model
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGINT")
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ if refused:
 }
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGUSR1")
 @pytest.mark.parametrize("script", SIGNALS.values(), ids=SIGNALS)
 def test_signal_handlers_run_during_a_decode(script, tiny_models):
@@ -371,6 +373,7 @@ context.decode(Batch.from_arrays([1]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "call",
     [
@@ -512,6 +515,7 @@ def test_log_handler_that_uses_pyllm(handler, tiny_models, tiny_model):
     assert any("MTP" in line for line in info.value.log)
 
 
+@pytest.mark.process
 def test_log_handler_that_is_interrupted(tiny_models):
     isolation.survive(
         """

@@ -327,6 +327,7 @@ def test_a_copied_sampler_is_independent_and_has_the_same_state() -> None:
         assert other.apply(logits)[3] is not None
 
 
+@pytest.mark.process
 def test_errors_while_unpickling_leave_the_others_alone(tiny_models, tmp_path) -> None:
     """In a process of its own, as `multiprocessing` does it."""
     path = tmp_path / "model.pickle"
@@ -352,6 +353,7 @@ def test_classes_can_be_imported_from_the_package() -> None:
         exec("from pyllm.core import Cotext")
 
 
+@pytest.mark.process
 def test_an_import_loads_only_what_is_asked_for() -> None:
     code = """
 import sys

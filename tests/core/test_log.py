@@ -47,11 +47,13 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 def test_silent_by_default(tiny_models):
     done = python(WORK + "\nwork(sys.argv[1])", tiny_models["llama"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.process
 def test_a_grammar_that_is_none_is_silent(tiny_models):
     code = """
 import sys
@@ -67,11 +69,13 @@ except PyllmError:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.process
 def test_a_real_model_is_silent_too(smollm2_path):
     done = python(WORK + "\nwork(sys.argv[1])", smollm2_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.process
 def test_with_logging_configured_lines_go_there(tiny_models):
     code = WORK + "\nimport logging; logging.basicConfig(level='DEBUG', format='%(levelname)s %(name)s %(message)s')"
     done = python(code + "\nwork(sys.argv[1])", tiny_models["llama"])

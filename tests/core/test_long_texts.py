@@ -23,6 +23,7 @@ GRAMMARS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("grammar", GRAMMARS.values(), ids=GRAMMARS)
 def test_grammars_that_are_refused(grammar, tiny_models):
     script = f"""
@@ -51,6 +52,7 @@ FINE = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("grammar", FINE, ids=range(len(FINE)))
 def test_grammars_that_only_look_so(grammar, tiny_models):
     isolation.survive(
@@ -61,6 +63,7 @@ def test_grammars_that_only_look_so(grammar, tiny_models):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "pattern", ["'(' * 100_000", "'(' * 50_000 + ')' * 50_000", "'a|' * 500_000", "'['", "'a{9999999}'"]
 )
@@ -75,6 +78,7 @@ raises(errors.PyllmError, "", Model, PATH, tensor_buft_overrides={{pattern: "CPU
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "name",
     [

@@ -270,6 +270,7 @@ def test_an_unknown_architecture_in_llama_cpps_own_words(tmp_path, make_model, t
     assert "lhama" in str(caught.value)
 
 
+@pytest.mark.process
 def test_damaged_metadata_never_kills(tmp_path, tiny_models):
     """Random bytes anywhere in the header: an exception or a model, each in a process that goes on."""
     data = tiny_models["llama"].read_bytes()

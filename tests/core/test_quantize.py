@@ -123,6 +123,7 @@ def test_files_that_cannot_be_quantized(tmp_path, tiny_models):
     assert out.read_bytes() == before  # a failure leaves what was there
 
 
+@pytest.mark.process
 def test_every_type_ends_in_a_file_or_an_error(tiny_models, tmp_path):
     isolation.survive(
         """
@@ -141,6 +142,7 @@ assert len(done) > 20, done
     assert len(FTYPES) == len(set(FTYPES))
 
 
+@pytest.mark.process
 def test_weights_that_no_grid_holds(tiny_models, tmp_path):
     isolation.survive(
         """

@@ -254,6 +254,7 @@ assert np.isfinite(context.logits[0]).all()
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", KINDS)
 def test_damaged_states_never_kill(tiny_models, kind):
     isolation.survive(FUZZ, tiny_models[kind])
@@ -287,5 +288,6 @@ for seq_id in (None, 0):
 """
 
 
+@pytest.mark.process
 def test_damaged_files_never_kill(tiny_models, tmp_path):
     isolation.survive(FUZZ_FILES, tiny_models["llama"], tmp_path / "state.bin")

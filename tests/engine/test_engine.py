@@ -274,6 +274,7 @@ def test_closing_ends_what_runs_and_refuses_the_rest(tiny_model: Model) -> None:
     wait_for(lambda: threading.active_count() == before)
 
 
+@pytest.mark.process
 def test_an_engine_may_be_left_open(tiny_models: dict[str, Any]) -> None:
     isolation.survive(
         """

@@ -494,6 +494,7 @@ def test_a_listener_that_fails_keeps_nothing_from_others(engine: Engine, error: 
     assert caplog.text.count("the listener of") == (0 if error is asyncio.CancelledError else 2)
 
 
+@pytest.mark.process
 def test_the_process_may_end_in_the_middle(tiny_models: Any, tmp_path: Any) -> None:
     script = """
 import asyncio, atexit

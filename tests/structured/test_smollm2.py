@@ -51,6 +51,7 @@ def test_a_pydantic_model(llm, temperature):
     assert isinstance(answer.parsed, Bounded)
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not PROGRAM.exists(), reason="llama-completion is not built; run `make tools`")
 def test_the_text_is_that_of_llama_completion(llm, smollm2_path, tmp_path):
     grammar = grammar_of(json_schema=SCHEMA)
