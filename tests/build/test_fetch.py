@@ -19,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from support.waiting import LIMIT
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = REPOSITORY / "llama_cpp_src/fetch.py"
@@ -292,12 +293,12 @@ sys.exit(fetch.main([]))
     process = subprocess.Popen(
         [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while not started.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert started.exists()
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=LIMIT)
     assert process.returncode == 130
     assert "nothing was left behind" in errors
     assert "Traceback" not in errors

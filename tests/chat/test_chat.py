@@ -431,12 +431,17 @@ class TestControl:
         assert chunks[-1].finish_reason == "abort" and len(chunks[-1].completion.tokens) < 200
 
     def test_abort_from_another_thread(self, llm):
-        forbidden = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
-        timer = threading.Timer(0.1, llm.abort)
-        timer.start()
-        completion = llm.create_chat_completion(user(), logit_bias=forbidden)
-        timer.join()
-        assert completion.finish_reason in ("abort", "length")
+        def abort_at_the_third(ids, logits):
+            logits[llm.vocab.eog_tokens] = -np.inf
+            lengths.append(len(ids))
+            if len(lengths) == 3:
+                thread = threading.Thread(target=llm.abort)
+                thread.start()
+                thread.join()
+
+        lengths = []
+        completion = llm.create_chat_completion(user(), logits_processor=abort_at_the_third)
+        assert completion.finish_reason == "abort" and len(lengths) == 3
 
     def test_asyncio(self, llm, says):
         async def work():

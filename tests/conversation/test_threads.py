@@ -6,6 +6,7 @@ import threading
 import time
 
 import pytest
+from support.waiting import LIMIT
 
 from pyllm import Llama, errors
 
@@ -67,7 +68,7 @@ def test_the_same_conversation_for_all(llm):
         ready = threading.Barrier(4)
 
         def ask(name=str(i), found=found, ready=ready):
-            ready.wait(60)
+            ready.wait(LIMIT)
             found.append(llm.conversation(name))
 
         in_threads(*[ask] * 4)
@@ -115,7 +116,7 @@ def test_closing_from_another_thread(llm):
     # It waits for the stream.
     assert closer.is_alive()
     list(stream)
-    closer.join(60)
+    closer.join(LIMIT)
     assert talk.closed
     with pytest.raises(errors.ClosedError):
         talk.say("the people")

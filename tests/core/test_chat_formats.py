@@ -236,8 +236,10 @@ def test_damaged_answers_are_read_or_refused(name):
         for _ in range(chance.randint(1, 4)):
             damaged[chance.randrange(len(damaged))] = chance.choice('<>{}"[]\n\\ü')
         broken = "".join(damaged)
-        prompt.parse(broken, partial=True)
+        assert prompt.parse(broken, partial=True)["role"] == "assistant"
         try:
-            prompt.parse(broken)
-        except errors.ChatParseError:
-            pass
+            message = prompt.parse(broken)
+        except errors.ChatParseError as error:
+            assert str(error)
+        else:
+            assert message["role"] == "assistant"

@@ -234,9 +234,11 @@ def test_any_source_is_a_template_or_refused(source):
 @given(source=st.one_of(st.binary(max_size=200), PIECES.map(lambda pieces: ("{{" + " ".join(pieces) + "}}").encode())))
 def test_any_bytes_are_a_template_or_refused(source):
     try:
-        ChatTemplates(template=source).apply(HI)
-    except (errors.ChatTemplateError, errors.InvalidArgumentError):
-        pass
+        prompt = ChatTemplates(template=source).apply(HI).prompt
+    except (errors.ChatTemplateError, errors.InvalidArgumentError) as error:
+        assert str(error)
+    else:
+        assert isinstance(prompt, str)
 
 
 ANYTHING = ChatTemplates(
@@ -264,6 +266,8 @@ ROLES = st.sampled_from(["user", "assistant", "system", "tool", ""])
 )
 def test_any_json_is_messages_or_refused(messages, tools):
     try:
-        ANYTHING.apply(messages, tools=tools)
-    except (errors.InvalidArgumentError, errors.ChatTemplateError):
-        pass
+        prompt = ANYTHING.apply(messages, tools=tools).prompt
+    except (errors.InvalidArgumentError, errors.ChatTemplateError) as error:
+        assert str(error)
+    else:
+        assert isinstance(prompt, str)

@@ -154,9 +154,12 @@ def test_a_clone_of_adaptive_p_remembers_but_draws_anew():
 def test_a_clone_of_adaptive_p_between_apply_and_accept():
     sampler = AdaptiveP(0.3, seed=1)
     token = sampler.apply(logits())[3]
-    for copy in (sampler.clone(), Chain(TopK(3), sampler).clone(), Chain(Chain(sampler.clone())).clone()):
+    alone, nested = sampler.clone(), Chain(Chain(sampler.clone())).clone()
+    behind_top_k = Chain(TopK(3), sampler).clone()
+    for copy in (alone, nested, behind_top_k):
         copy.accept(token)
-        copy.apply(logits())
+    assert np.array_equal(alone.apply(logits())[1], nested.apply(logits())[1])
+    assert len(behind_top_k.apply(logits())[0]) == 3
 
 
 def test_adaptive_p_makes_up_for_what_was_accepted():

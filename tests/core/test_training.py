@@ -180,14 +180,22 @@ def test_windows_in_parts(trainable, text):
     trainer.epoch(windows(text, N_CTX)[:1])
 
 
+def cost_of(trainer, many):
+    """Seconds of computing for all windows, measured with a few: the time of the wall depends on other processes."""
+    before = time.process_time()
+    trainer.epoch(many[:4])
+    return (time.process_time() - before) / 4 * len(many)
+
+
 def test_ctrl_c_between_windows(trainable, text):
     trainer = Trainer(trainable())
     many = windows(text, N_CTX, stride=1)
+    half = cost_of(trainer, many) / 2
     before = time.process_time()
     with pytest.raises(KeyboardInterrupt):
         threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         trainer.epoch(many)
-    assert time.process_time() - before < 3, "all of it was computed"
+    assert time.process_time() - before < half, "all of it was computed"
     assert trainer.epoch(many[:1])["train_windows"] == 1, "nothing was left half done"
 
 
@@ -195,11 +203,12 @@ def test_abort_leaves_nothing_to_go_on_with(trainable, text):
     context = trainable()
     trainer = Trainer(context)
     many = windows(text, N_CTX, stride=1)
+    half = cost_of(trainer, many) / 2
     threading.Timer(0.1, context.abort).start()
     before = time.process_time()
     with pytest.raises(errors.DecodeAborted, match="half changed"):
         trainer.epoch(many)
-    assert time.process_time() - before < 3, "all of it was computed"
+    assert time.process_time() - before < half, "all of it was computed"
     with pytest.raises(errors.ContextError, match="half way"):
         trainer.epoch(many[:1])
     context.close()

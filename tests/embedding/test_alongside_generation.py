@@ -14,6 +14,7 @@ from embedding.test_embed import close
 from support import isolation
 from support.llama_internals import embed_job, embedder_of, embedding_contexts
 from support.numerics import EXACT
+from support.waiting import LIMIT
 
 from pyllm import Llama, errors
 
@@ -124,9 +125,9 @@ class TestClose:
 
         thread = threading.Thread(target=work)
         thread.start()
-        assert started.wait(60)
+        assert started.wait(LIMIT)
         llm.close()
-        thread.join(60)
+        thread.join(LIMIT)
         assert len(raised) == 1 and not thread.is_alive()
 
 
@@ -165,7 +166,7 @@ class TestAsyncio:
                 with pytest.raises(asyncio.CancelledError):
                     await task
                 # It waits for what is left of the step, and is not aborted itself.
-                return await asyncio.wait_for(llm.aembed("no way"), 20)
+                return await asyncio.wait_for(llm.aembed("no way"), LIMIT)
 
             vector = asyncio.run(main())
             assert done == [True]

@@ -47,8 +47,7 @@ def test_what_comes_after_an_aborted_prefill_is_right(load, monkeypatch, arch: s
         expected = read(engine, LONG[:300]).result(300).choices[0].tokens
     with Engine(load(arch), n_ctx=4096, n_parallel=1, n_threads=1, n_ubatch=64) as engine:
         job = read(engine, LONG)
-        while job.started is None:
-            pass
+        wait_for(lambda: job.started is not None)
         job.cancel()
         job.result(300)
         assert read(engine, LONG[:300]).result(300).choices[0].tokens == expected
@@ -74,7 +73,7 @@ def test_a_decode_that_another_request_shares_goes_on(engine) -> None:
     assert not held.aborted
     held.ended.set()
     assert second.result(300).choices[0].finish_reason == "length"
-    assert first.result(300).choices[0].finish_reason in ("abort", "length")
+    assert first.result(300).choices[0].finish_reason == "abort"
 
 
 def test_an_abort_that_comes_late_ends_no_other_decode(engine) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from support.drafting import PROMPT, write_mtp
+from support.engine_internals import between_steps
 from support.numerics import EXACT
 
 from pyllm import Llama, Model, errors
-from pyllm.engine import Engine
+from pyllm.engine import Engine, Job
 from pyllm.speculation import SpeculationParams
 
 MTP = SpeculationParams(types="draft-mtp", n_max=3, adaptive=False)
@@ -62,6 +62,23 @@ def test_a_conversation_goes_on_with_what_was_seen(engine: Engine, plain: Llama)
         ids = [*ids, *got.tokens, 50 + turn]
 
 
+def cancelled_at_the_third_chunk(engine: Engine) -> Job:
+    chunks: list[Any] = []
+    jobs: list[Job] = []
+
+    def leave(chunk: Any) -> None:
+        chunks.append(chunk)
+        if len(chunks) == 3:
+            jobs[0].cancel()
+
+    def submit() -> None:
+        jobs.append(engine.submit(PROMPT, max_tokens=200, temperature=0, listener=leave))
+
+    # In the thread of the engine: no chunk comes before the job is known.
+    between_steps(engine, submit)
+    return jobs[0]
+
+
 def test_others_come_and_go_and_no_place_is_lost(engine: Engine, plain: Llama) -> None:
     """A place that drafted must not stay taken, whatever happens around it."""
     want = plain(PROMPT, max_tokens=200, temperature=0).tokens
@@ -73,10 +90,8 @@ def test_others_come_and_go_and_no_place_is_lost(engine: Engine, plain: Llama) -
                 others[0].cancel()
                 assert all(other.result(300) for other in others)
         assert stream.result(300).tokens == want
-        left = engine.submit(PROMPT, max_tokens=200, temperature=0)
-        time.sleep(0.01)
-        left.cancel()
-        assert left.result(300).finish_reason in ("abort", "length", "stop")
+        left = cancelled_at_the_third_chunk(engine)
+        assert left.result(300).finish_reason == "abort"
     texts = engine.generate([PROMPT, PROMPT[:5], PROMPT[3:]], max_tokens=40, temperature=0)
     for text, prompt in zip(texts, [PROMPT, PROMPT[:5], PROMPT[3:]], strict=True):
         assert text.tokens == plain(prompt, max_tokens=40, temperature=0).tokens

@@ -17,7 +17,7 @@ from support import isolation
 from support.engine_internals import between_steps, count_turns, limit_cells
 from support.engines import PROMPTS, assert_idle, endless
 from support.numerics import EXACT
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Chunk, Llama, Model, errors
 from pyllm.core.batch import Batch
@@ -56,7 +56,7 @@ def run(work: Any) -> Any:
 
     async def main() -> Any:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
-        return await asyncio.wait_for(work, 60)
+        return await asyncio.wait_for(work, LIMIT)
 
     result = asyncio.run(main())
     assert problems == []
@@ -490,7 +490,7 @@ def test_a_listener_that_fails_keeps_nothing_from_others(engine: Engine, error: 
             await asyncio.sleep(0.001)
         assert len(problems) == (2 if error is asyncio.CancelledError else 0)
 
-    asyncio.run(asyncio.wait_for(work(), 20))
+    asyncio.run(asyncio.wait_for(work(), LIMIT))
     assert caplog.text.count("the listener of") == (0 if error is asyncio.CancelledError else 2)
 
 

@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.waiting import LIMIT
 
 from pyllm import errors
 from pyllm.core.batch import Batch
@@ -55,7 +56,7 @@ def test_another_thread_waits_until_the_block_ends(make_context):
     entered, order = threading.Event(), []
 
     def other():
-        entered.wait(60)
+        entered.wait(LIMIT)
         context.decode(Batch.from_arrays([7]))
         order.append("other")
 
@@ -69,7 +70,7 @@ def test_another_thread_waits_until_the_block_ends(make_context):
             kept = context.logits_copy()
         assert thread.is_alive() and np.array_equal(context.logits, kept)
         order.append("this")
-    thread.join(60)
+    thread.join(LIMIT)
     assert order == ["this", "other"]
 
 

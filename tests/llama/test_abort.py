@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from support.waiting import LIMIT
 
 from pyllm import Llama, errors
 from pyllm.llama import StreamOpenError
@@ -37,7 +38,7 @@ def in_thread(function):
 
 def abort_until_done(llm, thread):
     """Abort as soon as the call is running."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT
     while thread.is_alive() and time.monotonic() < deadline:
         llm.abort()
         thread.join(0.005)
@@ -53,7 +54,7 @@ class TestAbort:
             started.set()
 
         thread, results = in_thread(lambda: llm(PROMPT, **LONG, logit_bias=llm.forbidden, logits_processor=note))
-        assert started.wait(60)
+        assert started.wait(LIMIT)
         abort_until_done(llm, thread)
         assert results[0].finish_reason == "abort"
         assert len(results[0].tokens) < 8192 - 10
@@ -155,7 +156,7 @@ class TestAsync:
             stream = llm.stream(PROMPT, max_tokens=3, seed=1)
             next(stream)
             with pytest.raises(StreamOpenError, match="read it to its end"):
-                await asyncio.wait_for(llm.acomplete(PROMPT, max_tokens=3), 30)
+                await asyncio.wait_for(llm.acomplete(PROMPT, max_tokens=3), LIMIT)
             with pytest.raises(StreamOpenError, match="read it to its end"):
                 await anext(llm.astream(PROMPT, max_tokens=3))
             stream.close()

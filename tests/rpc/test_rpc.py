@@ -255,9 +255,11 @@ with Model(sys.argv[1], rpc=sys.argv[2]) as model, Context(model, n_ctx=64) as c
 
 def test_clients_wait_in_turn(tiny_models: Mapping[str, Path], servers: list[RPCServer]) -> None:
     """A client that closes its model makes room for the next."""
+    rows = []
     for _ in range(3):
         with Model(tiny_models["llama"], rpc=servers[0].endpoint) as model:
-            logits(model)
+            rows.append(logits(model))
+    assert np.array_equal(rows[0], rows[1]) and np.array_equal(rows[0], rows[2])
 
 
 @pytest.mark.parametrize("sent", [b"", b"\x00" * 9, b"GET / HTTP/1.1\r\n\r\n", b"\x0e" + b"\xff" * 200])

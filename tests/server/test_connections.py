@@ -15,7 +15,7 @@ import httpx
 import pytest
 from support.engines import Prompted, wait_until_idle
 from support.servers import Served
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
 from pyllm.server import Settings, active_request, make_app
@@ -128,9 +128,11 @@ def test_a_refused_body_does_not_keep_a_connection(hasty: Served) -> None:
                 time.sleep(0.02)
 
 
-def test_a_connection_in_use_stays(hasty: Served) -> None:
-    with connect(hasty) as connection:
-        for _ in range(12):
+def test_a_connection_in_use_stays(start: Callable[..., Served], engine: Prompted) -> None:
+    # In use for longer than the limits, with pauses that are far below them on a busy machine, too.
+    server = start(engine, head_timeout=3, timeout=3)
+    with connect(server) as connection:
+        for _ in range(40):
             connection.sendall(GET)
             assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
             time.sleep(0.1)
@@ -222,7 +224,7 @@ def test_what_was_generated_is_read_before_the_end(start: Callable[..., Served],
             text = bytearray()
             while b"data: [DONE]" not in text:
                 text += slow.recv(1 << 16)
-        server.thread.join(20)
+        server.thread.join(LIMIT)
         assert not server.thread.is_alive()
 
 

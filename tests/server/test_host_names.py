@@ -104,7 +104,8 @@ def test_a_port_can_be_shared() -> None:
     (first,) = bind(["127.0.0.1"], 0, reuse_port=True)
     with first:
         (second,) = bind(["127.0.0.1"], first.getsockname()[1], reuse_port=True)
-        second.close()
+        with second:
+            assert second.getsockname() == first.getsockname()
 
 
 def test_a_process_at_two_addresses_says_what_it_serves(serve, tiny_models) -> None:

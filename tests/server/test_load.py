@@ -20,7 +20,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.engines import wait_until_idle
 from support.servers import Served
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
 from pyllm.engine import Engine, Job, QueueFullError
@@ -101,7 +101,7 @@ class Neighbour(threading.Thread):
                 time.sleep(choose.random() / 50)
                 job.cancel()
             try:
-                job.result(60)
+                job.result(LIMIT)
             except Exception as error:
                 self.problems.append(repr(error))
 
@@ -113,7 +113,7 @@ def on_loop(server: Served, work: Any) -> Any:
         return work()
 
     loop = server.runner.servers[0].get_loop()
-    return asyncio.run_coroutine_threadsafe(call(), loop).result(20)
+    return asyncio.run_coroutine_threadsafe(call(), loop).result(LIMIT)
 
 
 def check_nothing_is_left(server: Served, engine: Watched) -> None:
@@ -177,7 +177,7 @@ def run(start, engine: Watched, requests: int) -> list[int]:
             sizes.append(process.memory_info().rss)
     finally:
         neighbour.ends.set()
-        neighbour.join(60)
+        neighbour.join(LIMIT)
     assert neighbour.problems == []
     assert sum(outcomes.values()) == 2 * requests
     assert sum(n for outcome, n in outcomes.items() if outcome.endswith("200")) > requests / 4, outcomes

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.waiting import LIMIT
 
 from pyllm.server import Settings, pool
 from pyllm.server.errors import APIError
@@ -51,7 +52,7 @@ def test_random_requests(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.setattr(pool, "serve_model", memory.serve)
     monkeypatch.setattr(pool, "survey", lambda spec: Survey(SIZES[spec.name], generates=True, embeds=False))
     specs = [ModelSpec(name=name, path=Path(name)) for name in SIZES]
-    models = Models(specs, Settings(), n_bytes=ROOM, timeout=20, patience=0.01)
+    models = Models(specs, Settings(), n_bytes=ROOM, timeout=LIMIT, patience=0.01)
     chance = random.Random(seed)
     ends: dict[str, int] = {"served": 0, "failed": 0, "cancelled": 0}
 
@@ -107,11 +108,11 @@ def test_two_that_cannot_be_together_take_turns(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(pool, "serve_model", memory.serve)
     monkeypatch.setattr(pool, "survey", lambda spec: Survey(SIZES[spec.name], generates=True, embeds=False))
     specs = [ModelSpec(name=name, path=Path(name)) for name in "ce"]
-    models = Models(specs, Settings(), n_bytes=ROOM, timeout=20, patience=0.02)
+    models = Models(specs, Settings(), n_bytes=ROOM, timeout=LIMIT, patience=0.02)
     served = {"c": 0, "e": 0}
 
-    async def client(name: str, until: float) -> None:
-        while time.monotonic() < until and min(entry.n_loads for entry in models.entries.values()) < 4:
+    async def client(name: str) -> None:
+        while min(entry.n_loads for entry in models.entries.values()) < 4:
             lease = models.lease(name)
             try:
                 await lease.enter()
@@ -121,11 +122,10 @@ def test_two_that_cannot_be_together_take_turns(monkeypatch: pytest.MonkeyPatch)
                 lease.exit()
 
     async def main() -> None:
-        until = time.monotonic() + 30
-        await asyncio.gather(*(client(name, until) for name in "ccccceeeee"))
+        await asyncio.wait_for(asyncio.gather(*map(client, "ccccceeeee")), LIMIT)
 
     asyncio.run(main())
     models.close()
     for name, entry in models.entries.items():
-        assert entry.n_loads >= 3, served
+        assert entry.n_loads >= 4, served
         assert served[name] >= entry.n_loads, served

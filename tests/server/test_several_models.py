@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.engines import Prompted
 from support.servers import Served
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm.engine import Engine
 from pyllm.errors import InsufficientMemoryError, InvalidArgumentError
@@ -301,7 +301,7 @@ def test_while_one_is_loaded_others_are_served(start, spec, monkeypatch) -> None
     go, serve_model = threading.Event(), pool.serve_model
 
     def slow(wanted: ModelSpec) -> Any:
-        go.wait(30)
+        go.wait(LIMIT)
         return serve_model(wanted)
 
     monkeypatch.setattr(pool, "serve_model", slow)
@@ -429,7 +429,7 @@ def test_draining_waits_for_all_models(start, spec) -> None:
         assert server.get("/ready").status_code == 503
         error_of(complete(server, "a"), 503)
         assert list(first)[-1] == list(second)[-1] == "data: [DONE]"
-    server.thread.join(20)
+    server.thread.join(LIMIT)
     assert not server.thread.is_alive()
 
 
@@ -446,11 +446,11 @@ def test_a_load_ends_with_the_server(start, spec, monkeypatch) -> None:
     monkeypatch.setattr(pool, "serve_model", slow)
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(complete, server, "a")
-        begun.wait(20)
+        begun.wait(LIMIT)
         assert server.get("/v1/models/a").json()["status"]["value"] == "loading"
         server.runner.drain()
         error_of(waiting.result(), 503)
-    server.thread.join(20)
+    server.thread.join(LIMIT)
     server.state.close()
     assert serve_model is not slow
 

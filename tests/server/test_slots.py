@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.engines import Prompted, wait_until_idle
 from support.servers import Served
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm import Model
 from pyllm.server import Settings
@@ -64,7 +64,7 @@ def test_what_runs_is_seen_and_no_text(server: Served, engine: Prompted) -> None
     assert token["n_decoded"] + token["n_remain"] == 60
     assert "prompt" not in busy and "generated" not in busy and "fox" not in server.get("/slots").text
     job.cancel()
-    job.result(20)
+    job.result(LIMIT)
     wait_until_idle(engine)
     after = server.get("/slots").json()[2]
     assert after["is_processing"] is False and after["id_task"] == busy["id_task"]
@@ -146,8 +146,8 @@ def test_a_busy_slot_is_waited_for(server: Served, engine: Prompted) -> None:
     answers: list[Any] = []
     saving = threading.Thread(target=lambda: answers.append(act(server, 0, "save", filename="busy.bin")))
     saving.start()
-    completion = job.result(30)
-    saving.join(30)
+    completion = job.result(LIMIT)
+    saving.join(LIMIT)
     assert answers[0].json()["n_saved"] == completion.usage.prompt_tokens + 14
 
 

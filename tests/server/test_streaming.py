@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from support.engines import Prompted, wait_until_idle
 from support.servers import Served
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 from pyllm.server import Settings
 from pyllm.server.sse import EventStream
@@ -107,7 +107,7 @@ class Client:
 async def serve(client: Client, settings: Settings, source: Callable[[], Any]) -> int:
     closed: list[bool] = []
     stream = EventStream(source(), settings, lambda: closed.append(True))
-    await asyncio.wait_for(stream({"type": "http"}, client.receive, client.send), 10)
+    await asyncio.wait_for(stream({"type": "http"}, client.receive, client.send), LIMIT)
     return len(closed)
 
 

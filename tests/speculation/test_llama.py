@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import numerics
 from support.llama_internals import draft_of
+from support.waiting import LIMIT
 
 from pyllm import Llama, errors
 from pyllm.core.model import Model
@@ -234,7 +235,7 @@ def test_an_abort_ends_it(pair):
         started.set()
         return False
 
-    threading.Thread(target=lambda: (started.wait(10), drafting.abort())).start()
+    threading.Thread(target=lambda: (started.wait(LIMIT), drafting.abort())).start()
     endless = drafting(TEXT, temperature=0, max_tokens=None, overflow="shift", stopping_criteria=criterion)
     assert endless.finish_reason == "abort"
     assert drafting(TEXT, temperature=0, max_tokens=50).text == want.text

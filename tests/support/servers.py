@@ -16,7 +16,7 @@ import openai
 from pyllm.server.run import Runner
 from pyllm.server.state import ServerState
 from support import programs
-from support.waiting import wait_for
+from support.waiting import LIMIT, wait_for
 
 # Words that stand in messages of Python, and of no other program.
 PYTHON = re.compile(
@@ -49,7 +49,7 @@ class Served:
     def stop(self) -> None:
         self.runner.should_exit = True
         self.http.close()
-        self.thread.join(20)
+        self.thread.join(LIMIT)
         assert not self.thread.is_alive()
 
 
@@ -86,13 +86,13 @@ class Process:
         return wait_for(said, "the server to listen")[0].rpartition(" ")[2]
 
     def wait(self) -> int:
-        code = self.process.wait(30)
-        self._reader.join(10)
+        code = self.process.wait(LIMIT)
+        self._reader.join(LIMIT)
         return code
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(30)
-        self._reader.join(10)
+        self.process.wait(LIMIT)
+        self._reader.join(LIMIT)
         self.process.stdout.close()
         self.process.stderr.close()
