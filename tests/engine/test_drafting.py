@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.engine_internals import break_draft_model, limit_cells, on_decode
-from support.engines import slow, wait_until_idle
+from support.engines import endless, slow, wait_until_idle
 from support.numerics import EXACT
 from support.waiting import wait_for
 
@@ -286,7 +286,7 @@ def test_several_texts_of_one_request(make_engine: Callable[..., Engine], plain:
 def test_a_text_that_fills_the_cache(make_engine: Callable[..., Engine], plain: Llama) -> None:
     for arguments in ({"speculative": NGRAM}, {"speculative": DRAFT, "draft": plain.model.path}):
         engine = make_engine(n_ctx=256, **arguments)
-        bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
+        bias = endless(engine)
         got = engine.complete(PROMPT, temperature=0, logit_bias=bias)
         assert (got.finish_reason, len(got.tokens)) == ("length", 256 - len(PROMPT) + 1)
         assert got.tokens == plain(PROMPT, max_tokens=len(got.tokens), temperature=0, logit_bias=bias).tokens
@@ -309,7 +309,7 @@ def test_no_room_in_the_memory_only_takes_the_drafts(make_engine: Callable[..., 
     """llama.cpp may have less room than was counted."""
     engine = make_engine(n_ctx=256, speculative=NGRAM)
     limit_cells(engine, 2000)
-    bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
+    bias = endless(engine)
     got = engine.complete(PROMPT, max_tokens=256 - len(PROMPT), temperature=0, logit_bias=bias)
     assert len(got.tokens) == 256 - len(PROMPT)
     wait_until_idle(engine)
@@ -340,7 +340,7 @@ def test_a_kept_row_of_logits_stops_no_drafts(make_engine: Callable[..., Engine]
 
 def test_cancelled_in_the_middle(make_engine: Callable[..., Engine]) -> None:
     engine = make_engine(speculative=NGRAM)
-    bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
+    bias = endless(engine)
     for i in range(8):
         job = engine.submit(PROMPT, max_tokens=400, temperature=0, logit_bias=bias, logits_processor=slow)
         if i % 2:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support import isolation
 from support.engine_internals import failing_context, limit_cells
-from support.engines import PROMPTS, slow, wait_until_idle
+from support.engines import PROMPTS, endless, slow, wait_until_idle
 from support.waiting import wait_for
 
 from pyllm import Llama, Model, errors
@@ -65,7 +65,7 @@ def test_a_cache_that_is_too_small_for_all_loses_nothing(tiny_model: Model, llm:
 
 def test_a_text_that_fills_the_cache_ends(tiny_model: Model) -> None:
     with Engine(tiny_model, n_ctx=256, n_parallel=2, n_threads=1) as engine:
-        bias = dict.fromkeys(engine.vocab.eog_tokens, -np.inf)
+        bias = endless(engine)
         ended = engine.complete([5, 6], temperature=0, logit_bias=bias)
         assert ended.finish_reason == "length"
         assert len(ended.tokens) == 255

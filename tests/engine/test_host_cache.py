@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+from support.engines import endless
 from support.numerics import EXACT
 
 from pyllm import Llama, Model, errors
@@ -16,16 +16,12 @@ from pyllm.engine import Engine
 PROMPTS = {name: [seed] + [5 + (seed * i) % 90 for i in range(109)] for seed, name in enumerate("ABC", 3)}
 
 
-def forbidden(model: Model) -> dict[int, float]:
-    return dict.fromkeys(model.vocab.eog_tokens, -np.inf)
-
-
 @pytest.fixture(scope="module")
 def alone(load: Callable[..., Model]) -> Callable[..., tuple[int, ...]]:
     def say(arch: str, prompt: list[int], n: int) -> tuple[int, ...]:
         model = load(arch)
         with Llama(model, n_ctx=512, **EXACT) as llm:
-            arguments: dict[str, Any] = {"temperature": 0, "cache_prompt": False, "logit_bias": forbidden(model)}
+            arguments: dict[str, Any] = {"temperature": 0, "cache_prompt": False, "logit_bias": endless(model)}
             return llm(prompt, max_tokens=n, **arguments).tokens
 
     return say
@@ -39,7 +35,7 @@ def test_prompts_that_drive_each_other_out_come_back(
     with Engine(model, n_ctx=256, n_parallel=1, kv_unified=True, host_cache_bytes=1 << 26, **EXACT) as engine:
 
         def ask(prompt: list[int], n: int = 5) -> Any:
-            return engine.complete(prompt, max_tokens=n, temperature=0, logit_bias=forbidden(model))
+            return engine.complete(prompt, max_tokens=n, temperature=0, logit_bias=endless(model))
 
         answers = {}
         for name, prompt in PROMPTS.items():
@@ -68,7 +64,7 @@ def test_where_each_sequence_has_cells_of_its_own(load: Callable[..., Model], al
         n = engine.context.n_seq_max + 1
         # Most of them begin alike: sequences are taken over, and what they held behind that goes to the host.
         prompts = [[3] * (i > 0) + [3 + i] + [5 + (i + 2) * j % 90 for j in range(99)] for i in range(n)]
-        settings = {"max_tokens": 3, "temperature": 0, "logit_bias": forbidden(model)}
+        settings = {"max_tokens": 3, "temperature": 0, "logit_bias": endless(model)}
         first = [engine.complete(prompt, **settings).tokens for prompt in prompts]
         assert engine.metrics().n_host_bytes > 0
         again = engine.complete([*prompts[0][:95], 7, 8], **settings)
@@ -108,7 +104,7 @@ def test_a_text_that_was_stopped_goes_on_from_where_it_was(
     model = load("llama")
     prompts = [[9 + i] + [5 + i * j % 80 for j in range(69)] for i in range(3)]
     with Engine(model, n_ctx=256, n_parallel=3, n_batch=64, kv_unified=True, **EXACT) as engine:
-        jobs = [engine.submit(p, max_tokens=40, temperature=0, logit_bias=forbidden(model)) for p in prompts]
+        jobs = [engine.submit(p, max_tokens=40, temperature=0, logit_bias=endless(model)) for p in prompts]
         assert [job.result(300).tokens for job in jobs] == [alone("llama", p, 40) for p in prompts]
         metrics = engine.metrics()
         assert metrics.n_preempted > 0 and metrics.n_host_hits > 0

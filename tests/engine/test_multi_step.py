@@ -188,7 +188,7 @@ def test_streams_of_all_sorts_are_whole(engine: Engine, llm: Llama) -> None:
 
 @pytest.mark.parametrize("hidden", [0, 100])
 def test_a_cache_that_gets_full_in_between(tiny_model: Model, llm: Llama, hidden: int) -> None:
-    bias = dict.fromkeys(llm.vocab.eog_tokens, -np.inf)
+    bias = endless(llm)
     arguments: dict[str, Any] = {"max_tokens": 50, "temperature": 0, "logit_bias": bias}
     alone = [llm(prompt, **arguments).tokens for prompt in PROMPTS[:4]]
     settings = {"n_ctx": 256, "n_parallel": 4, "kv_unified": True, "cache_prompt": False}

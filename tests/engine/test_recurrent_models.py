@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
+from support.engines import endless
 
 from pyllm import Llama, Model
 from pyllm.engine import Engine
@@ -23,7 +23,7 @@ def test_prompts_that_begin_alike(load: Callable[..., Model], arch: str) -> None
         with Llama(model, n_ctx=256, n_threads=1) as llm:
             return llm(prompt, max_tokens=6, temperature=0, cache_prompt=False).tokens
 
-    unending = dict.fromkeys(model.vocab.eog_tokens, -np.inf)
+    unending = endless(model)
     with Engine(model, n_ctx=512, n_parallel=3, n_threads=1, n_batch=64) as engine:
         for _ in range(2):
             found = engine.generate(prompts, max_tokens=6, temperature=0)

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from pyllm import Model
+from pyllm import Llama, Model
 from pyllm.engine import Engine, Job
 from support.waiting import wait_for
 
 PROMPTS = [[5, 6, 7], [9], [3, 3, 8, 20], [40, 41], [1] * 30, [17, 4], [60, 61, 62], [2, 2]]
 
 
-def endless(owner: Engine | Model) -> dict[int, float]:
+def endless(owner: Engine | Llama | Model) -> dict[int, float]:
     """A bias that forbids the end-of-generation tokens: a text ends at its limit only."""
     return dict.fromkeys(owner.vocab.eog_tokens, -np.inf)
 
