@@ -15,7 +15,7 @@ KINDS = ["llama", "qwen3moe", "gemma3", "mamba", "jamba", "bert", "t5encoder"]
 
 def by_hand(model, text, pooling, n=512):
     """The vector of one text, in one decode of a context of its own."""
-    sizes = {"n_ctx": n, "n_batch": n, "n_ubatch": n, "n_threads": 1}
+    sizes = {"n_ctx": n, "n_batch": n, "n_ubatch": n}
     with Context(model, **sizes, **EXACT, embeddings=True, pooling_type=pooling) as context:
         run = context.encode if model.has_encoder else context.decode
         run(Batch.from_arrays(model.vocab.tokenize(text), outputs="all"))
