@@ -296,7 +296,7 @@ class Models:
         problems = []
         # What is being unloaded is freed before another model is loaded.
         there = [entry for entry in self.entries.values() if entry.status in ("loaded", "loading")]
-        if not self.room.holds([entry.n_bytes for entry in there]):
+        if not self.budget.holds([entry.n_bytes for entry in there]):
             problems.append(f"the models {', '.join(entry.name for entry in there)} take more than there may be")
         for entry in self.entries.values():
             if entry.users < 0 or (entry.users and entry.status != "loaded"):
