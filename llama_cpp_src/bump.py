@@ -33,7 +33,7 @@ PUBLIC_HEADERS = (
     "ggml/include/ggml.h", "ggml/include/ggml-backend.h", "ggml/include/ggml-cpu.h", "ggml/include/ggml-opt.h",
     "ggml/include/gguf.h", "include/llama.h", "src/llama-ext.h", "tools/mtmd/mtmd.h", "tools/mtmd/mtmd-helper.h",
 )  # fmt: skip
-PARSER = HERE.parent / "tests/declarations/headers.py"
+PARSER = HERE.parent / "tests/support/headers.py"
 DECLARATIONS = HERE.parent / "pyx/pyllm/includes"
 
 

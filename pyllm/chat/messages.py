@@ -139,6 +139,11 @@ def left_out(kind: str) -> str:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
+    if isinstance(call, Mapping) and call.get("type") == "custom" and isinstance(call.get("custom"), Mapping):
+        # What another server's model wrote for a tool whose input is one text.
+        custom = call["custom"]
+        function = {"name": custom.get("name"), "arguments": {"input": custom.get("input")}}
+        call = {"id": call.get("id"), "function": function}
     if not isinstance(call, Mapping) or not isinstance(call.get("function"), Mapping):
         raise InvalidArgumentError(f"{where} must be a call with id, type and function, not {call!r}", param=where)
     if call.get("type", "function") != "function":

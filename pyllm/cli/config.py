@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -62,16 +62,19 @@ class Config:
     models: Mapping[str, Mapping[str, Any]]
 
 
-def use_config(ctx: typer.Context, path: Path | None, function: Callable[..., None]) -> Path | None:
+def use_config(
+    ctx: typer.Context, path: Path | None, function: Callable[..., None], *, refused: Collection[str] = ()
+) -> Path | None:
     """What the callback of ``--config`` does, which must be eager: the file has the defaults of a command.
 
     Args:
         ctx: The command.
         path: The file, or None.
         function: The function of the command, whose annotations say of what kind each flag is.
+        refused: Names of parameters that tables of models may not have.
     """
     if path is not None and not ctx.resilient_parsing:
-        config = read_config(path, config_keys(ctx, function), extra=MODEL_KEYS)
+        config = read_config(path, config_keys(ctx, function), extra=MODEL_KEYS, refused=refused)
         ctx.meta[_META] = config
         ctx.default_map = {**(ctx.default_map or {}), **config.values}
     return path
@@ -84,26 +87,22 @@ def config_of(ctx: typer.Context) -> Config | None:
 
 # What tables of models know besides.
 MODEL_KEYS: Mapping[str, tuple[str, ...]] = {"load": ("start", "demand")}
-# What they do not know.
-# fmt: off
-_OF_SERVER = frozenset({
-    "alias", "allowed_hosts", "api_key", "api_key_file", "api_prefix", "cors_credentials", "cors_headers",
-    "cors_methods", "cors_origins", "head_timeout", "hf_file", "hf_token", "host", "log_file", "log_json", "max_body",
-    "max_connections", "memory_budget", "metrics", "model_timeout", "models_autoload", "models_dir", "models_max",
-    "offline", "page", "port", "props", "reuse_port", "shutdown_timeout", "slot_save_path", "slots",
-    "sse_ping_interval", "ssl_cert_file", "ssl_key_file", "threads_http", "timeout", "verbose", "verbosity", "version",
-    "yes",
-})
-# fmt: on
 
 
-def read_config(path: Path, keys: Mapping[str, Key], *, extra: Mapping[str, tuple[str, ...]]) -> Config:
+def read_config(
+    path: Path,
+    keys: Mapping[str, Key],
+    *,
+    extra: Mapping[str, tuple[str, ...]],
+    refused: Collection[str] = (),
+) -> Config:
     """Read a config file, and check it against the flags of a command.
 
     Args:
         path: A file that ends in .toml, .yaml or .yml.
         keys: The keys that it may have.
         extra: Keys of the tables of models beside them, and the values that each may have.
+        refused: Names of parameters that these tables may not have: they are about the whole command.
 
     Raises:
         typer.BadParameter: The file cannot be read, a key is unknown, or a value is of the wrong kind.
@@ -118,7 +117,7 @@ def read_config(path: Path, keys: Mapping[str, Key], *, extra: Mapping[str, tupl
         if value == []:
             raise typer.BadParameter(f"{path}: {name.replace('_', '-')} is an empty list: leave it out, or name some")
     models = {
-        str(name): _checked(table, keys, extra, f"{path}: [{_TABLES}.{name}]", refused=_OF_SERVER)
+        str(name): _checked(table, keys, extra, f"{path}: [{_TABLES}.{name}]", refused=refused)
         for name, table in tables.items()
     }
     return Config(path, values, models)
@@ -188,7 +187,7 @@ def _checked(
     where: str,
     *,
     others: tuple[str, ...] = (),
-    refused: frozenset[str] = frozenset(),
+    refused: Collection[str] = (),
 ) -> dict[str, Any]:
     result: dict[str, Any] = {}
     said: dict[str, Any] = {}

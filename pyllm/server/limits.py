@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import json
-import json.scanner
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from pyllm.server.errors import APIError, invalid
@@ -20,8 +21,7 @@ READ = "pyllm_read"
 _MOST_DEPTH = 200
 # Smaller bodies are parsed in the event loop, within a few milliseconds whatever they hold.
 _SMALL = 1 << 16
-# Larger ones in one thread, one after another; those with more values than this by a parser that gives way.
-_FEW_VALUES = 20_000
+# Larger ones in one thread, one after another.
 _parser = ThreadPoolExecutor(1, "pyllm json")
 _NAMES = {list: "an array", str: "a text", bool: "true or false", int: "a number", float: "a number"}
 
@@ -85,25 +85,32 @@ async def _body(request: Request, most: int) -> bytes:
 def _parsed(body: bytes) -> tuple[Any, int]:
     """What a body holds, and a bound on its depth."""
     n_containers = body.count(b"[") + body.count(b"{")
-    text = body.decode(json.detect_encoding(body))
-    decoder = _decoder()
-    if len(body) >= _SMALL and n_containers + body.count(b",") > _FEW_VALUES:
-        # The parser in C holds the GIL from beginning to end, which many values make long: running streams would
-        # wait for it. The same parser in Python lets other threads run every few milliseconds.
-        decoder = _patient_decoder()
-    found = decoder.decode(text.removeprefix("\ufeff"))
+    found = _quickly_parsed(body) if len(body) >= _SMALL else None
+    if found is None:
+        found = _decoder().decode(body.decode(json.detect_encoding(body)).removeprefix("\ufeff"))
     return found, n_containers if n_containers <= _MOST_DEPTH else _depth(found)
+
+
+def _quickly_parsed(body: bytes) -> Any:
+    """What a body holds; None where the usual parser has to look, which takes more JSON and explains what is wrong.
+
+    Parsers in C hold the GIL from beginning to end, and running streams wait for them. This one needs a fraction of the
+    time, of which the collector of garbage would take the larger part where there are many arrays.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    finally:
+        if collects:
+            gc.enable()
 
 
 @functools.cache
 def _decoder() -> json.JSONDecoder:
     return json.JSONDecoder(parse_constant=_no_constant)
-
-
-def _patient_decoder() -> json.JSONDecoder:
-    decoder = json.JSONDecoder(parse_constant=_no_constant)
-    decoder.scan_once = json.scanner.py_make_scanner(decoder)  # type: ignore[attr-defined]
-    return decoder
 
 
 def _explained(error: ValueError) -> str:

@@ -303,7 +303,7 @@ def _samplers(letters: str) -> list[str]:
 def _biases(value: Any, vocab: Vocab) -> dict[int | str, float]:
     """Pairs or an object; a text stands for all of its tokens, and false forbids them."""
     result: dict[int | str, float] = {}
-    for token, bias in bias_pairs(value, "a list of pairs of a token and a number, or an object of these"):
+    for token, bias in bias_pairs(value, "a list of pairs of a token and a number, or an object of these", len(vocab)):
         name = f"logit_bias[{token!r}]"
         if bias is not False and not is_number(bias):
             raise invalid("logit_bias", f"{name} must be a number, or false, not {bias!r}")

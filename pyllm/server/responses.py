@@ -338,7 +338,9 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> No
         raise invalid(f"{where}.type", text)
     elif isinstance(kind, str) and kind.endswith("_call_output"):
         result = decode(_CallOutputItem, item, where)
-        content = _content(result.output, f"{where}.output", of_tool=True)
+        # The screenshot of a computer is an object.
+        output = [result.output] if isinstance(result.output, dict) else result.output
+        content = _content(output, f"{where}.output", of_tool=True)
         messages.append({"role": "tool", "tool_call_id": result.call_id or "", "content": content})
     elif isinstance(kind, str) and kind.endswith("_call"):
         call = decode(_CallItem, item, where)
@@ -355,8 +357,10 @@ def _add(messages: list[dict[str, Any]], item: dict[str, Any], where: str) -> No
         text = "".join(str(part.get("text", "")) for part in parts)
         if text:
             messages.append({"role": "assistant", "content": None, "reasoning_content": text})
+    elif not isinstance(kind, str):
+        raise expected_error(f"{where}.type", "text", kind)
     else:
-        raise invalid(f"{where}.type", f"{where} is of type {str(kind)[:40]!r}, which this server does not know")
+        raise invalid(f"{where}.type", f"{where} is of type {kind[:40]!r}, which this server does not know")
 
 
 def _called(call: _CallItem, kind: str, where: str) -> Any:

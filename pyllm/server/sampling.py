@@ -355,7 +355,7 @@ def with_effect(arguments: dict[str, Any], samplers: Sequence[str] | None = None
 def logit_bias(value: Any, n_vocab: int) -> dict[int | str, float]:
     """What is added to logits: OpenAI's object by ids, or llama-server's list of pairs, where false forbids a token."""
     result: dict[int | str, float] = {}
-    for token, bias in bias_pairs(value, "an object of token ids and numbers"):
+    for token, bias in bias_pairs(value, "an object of token ids and numbers", n_vocab):
         name = f"logit_bias[{token!r}]"
         key = int(token) if is_decimal(token) else token
         if isinstance(key, bool) or not isinstance(key, (int, str)):
@@ -372,18 +372,22 @@ def logit_bias(value: Any, n_vocab: int) -> dict[int | str, float]:
     return result
 
 
-def bias_pairs(value: Any, expected: str) -> list[Any]:
+def bias_pairs(value: Any, expected: str, n_vocab: int) -> list[Any]:
     """Tokens and what is added to their logits, as a request has them; the numbers are not checked.
 
     Args:
         value: The field.
         expected: What it must be, for the error.
+        n_vocab: Tokens of the vocabulary. More entries would name a token twice, and a million of them would hold up
+            the streams of others while they are read.
 
     Raises:
-        APIError: It is neither an object nor a list of pairs.
+        APIError: It is neither an object nor a list of pairs, or has too many.
     """
     if value is None:
         return []
+    if isinstance(value, (dict, list)) and len(value) > n_vocab:
+        raise invalid("logit_bias", f"logit_bias has {len(value)} entries, and the model has {n_vocab} tokens")
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, list) or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         raise expected_error("logit_bias", expected, value)

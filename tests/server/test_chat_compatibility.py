@@ -142,11 +142,14 @@ class TestItems:
                 {"type": "custom_tool_call_output", "call_id": "a", "output": "patched"},
                 {"type": "local_shell_call", "call_id": "b", "action": {"type": "exec", "command": ["ls"]}},
                 {"type": "local_shell_call_output", "call_id": "b", "output": "a.py"},
+                {"type": "computer_call", "call_id": "d", "action": {"type": "screenshot"}},
+                {"type": "computer_call_output", "call_id": "d", "output": {"type": "computer_screenshot"}},
                 {"type": "function_call", "call_id": "c", "namespace": "git", "name": "log", "arguments": '{"n": '},
                 {"type": "function_call_output", "call_id": "c", "output": None},
                 *HELLO,
             ],
         )
+        assert "type computer_screenshot was left out" in told
         for text in ("Not that.", '"patch"', "*** Begin", "patched", '"local_shell"', '"ls"', "a.py", '"git__log"'):
             assert text in told, text
 
@@ -268,3 +271,21 @@ def test_an_answer_is_either_new_or_goes_on(server, path: str) -> None:
     response = server.post(path, {"messages": chat, "max_tokens": 1, **both})
     assert response.status_code == 400
     assert "set one of them" in response.json()["error"]["message"]
+
+
+def test_calls_of_custom_tools_are_kept(server, engine) -> None:
+    seen: list[str] = []
+    engine.processor = lambda ids, logits: seen.append(engine.vocab.detokenize(ids))
+    call = {"id": "a", "type": "custom", "custom": {"name": "patch", "input": "*** Begin"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    asked(server, "/v1/chat/completions", max_tokens=1, messages=[*HELLO, said, {**HELLO[0], "role": "tool"}])
+    assert '"patch"' in seen[0] and "*** Begin" in seen[0]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/completion", "/v1/chat/completions"])
+def test_a_bias_has_an_entry_for_each_token_at_most(server, engine, path: str) -> None:
+    biases = [[5, 0.5]] * (len(engine.vocab) + 1)
+    response = server.post(path, {**APIS[path][0], "logit_bias": biases})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "logit_bias"
+    asked(server, path, logit_bias=biases[1:], max_tokens=1)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from support.waiting import LIMIT
 
+from pyllm.errors import InvariantError
 from pyllm.server import Settings, pool
 from pyllm.server.errors import APIError
 from pyllm.server.loader import ModelSpec, Served, Survey
@@ -129,3 +130,28 @@ def test_two_that_cannot_be_together_take_turns(monkeypatch: pytest.MonkeyPatch)
     for name, entry in models.entries.items():
         assert entry.n_loads >= 4, served
         assert served[name] >= entry.n_loads, served
+
+
+def test_contradictions_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory(0)
+    memory.random.random = lambda: 1.0  # type: ignore[method-assign]  # nothing fails
+    monkeypatch.setattr(pool, "serve_model", memory.serve)
+    monkeypatch.setattr(pool, "survey", lambda spec: Survey(SIZES[spec.name], generates=True, embeds=False))
+    specs = [ModelSpec(name=name, path=Path(name), load="start" if name == "c" else "demand") for name in "ce"]
+    models = Models(specs, Settings(), n_bytes=ROOM)
+    models.load_at_start()
+    models.check_invariants()
+    loaded, other = models.entries.values()
+    for change, restore, words in (
+        (lambda: setattr(other, "users", -1), lambda: setattr(other, "users", 0), "-1 requests hold the model 'e'"),
+        (lambda: setattr(other, "users", 1), lambda: setattr(other, "users", 0), "'e', which is unloaded"),
+        (lambda: setattr(other, "status", "loading"), lambda: setattr(other, "status", "unloaded"), "c, e take more"),
+        (lambda: setattr(loaded, "status", "unloaded"), lambda: setattr(loaded, "status", "loaded"), "has a state"),
+    ):
+        change()
+        with pytest.raises(InvariantError, match=words) as caught:
+            models.check_invariants()
+        assert len(caught.value.problems) == 1
+        restore()
+        models.check_invariants()
+    models.close()
