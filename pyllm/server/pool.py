@@ -9,9 +9,12 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from pyllm.errors import InsufficientMemoryError, InvalidArgumentError, InvariantError, PyllmError
 from pyllm.host_memory import host_memory
@@ -19,7 +22,7 @@ from pyllm.memory import used_devices
 from pyllm.server.errors import APIError, unavailable
 from pyllm.server.evictions import LoadedModel, MemoryBudget, choose_evictions
 from pyllm.server.loader import ModelSpec, Served, Survey, serve_model, survey
-from pyllm.server.metrics import ModelsMetrics
+from pyllm.server.metrics import ServerMetrics
 from pyllm.server.settings import Settings
 from pyllm.server.state import ServerState
 
@@ -569,3 +572,47 @@ def _free_bytes(specs: Sequence[ModelSpec]) -> int | None:
     devices = {device.name: device for spec in specs for device in used_devices(spec.split()[0])}
     free = sum(max(0, device.memory_free - _DEVICE_MARGIN) for device in devices.values())
     return available - available // _HOST_MARGIN_SHARE + free
+
+
+class ModelsMetrics(ServerMetrics):
+    """Numbers of a server with several models.
+
+    Those of a model begin again when it is loaded again.
+
+    Args:
+        models: The models.
+    """
+
+    def __init__(self, models: Models) -> None:
+        super().__init__(None)
+        self._models = models
+
+    def text(self) -> bytes:
+        """All of them, in Prometheus' format."""
+        return generate_latest(self)  # it asks for collect() only
+
+    def collect(self) -> Iterator[Metric]:
+        """All of them, as Prometheus' client asks for them."""
+        yield from self.http_requests.collect()
+        yield from self._of_models()
+        families: dict[str, Metric] = {}
+        for name, state in self._models.states.items():
+            for family in state.metrics.registry.collect():
+                known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                known.samples += [sample._replace(labels={"model": name, **sample.labels}) for sample in family.samples]
+        for family in families.values():
+            # Requests are counted before anybody knows which model they ask.
+            if family.samples and family.name != "pyllm_http_requests":
+                yield family
+
+    def _of_models(self) -> Iterator[Metric]:
+        loaded = GaugeMetricFamily("pyllm_model_loaded", "Whether the model is in memory.", labels=["model"])
+        size = GaugeMetricFamily("pyllm_model_bytes", "What the model takes in memory, estimated.", labels=["model"])
+        users = GaugeMetricFamily("pyllm_model_requests", "Requests that hold the model.", labels=["model"])
+        loads = CounterMetricFamily("pyllm_model_loads", "How often the model was loaded.", labels=["model"])
+        for name, entry in self._models.entries.items():
+            loaded.add_metric([name], float(entry.status == "loaded"))
+            size.add_metric([name], entry.n_bytes)
+            users.add_metric([name], entry.users)
+            loads.add_metric([name], entry.n_loads)
+        yield from (loaded, size, users, loads)
