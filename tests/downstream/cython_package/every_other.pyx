@@ -3,11 +3,7 @@
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
-from pyllm.core.batch cimport Batch
-from pyllm.core.context cimport Context
-from pyllm.core.model cimport Model
-from pyllm.core.sampler cimport Sampler
-from pyllm.core.vocab cimport Vocab
+from pyllm.core cimport Batch, Context, Model, Sampler, Vocab
 from pyllm.includes cimport llama as lib
 
 
