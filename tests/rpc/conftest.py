@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_backend import COMPILER, GGML, LIBRARIES
+from support.fake_backend import COMPILER, GGML, LIBRARIES
 
 from pyllm.backends import discover
 from pyllm.core import backend
