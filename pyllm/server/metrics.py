@@ -165,7 +165,7 @@ class ModelsMetrics(ServerMetrics):
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples += [sample._replace(labels={"model": name, **sample.labels}) for sample in family.samples]
         for family in families.values():
-            # Requests are counted before anybody knows which model they ask.
+            # Requests are counted before their model is known.
             if family.samples and family.name != "pyllm_http_requests":
                 yield family
 
