@@ -40,7 +40,9 @@ EXTRAS: dict[str, dict[str, list[str]]] = {
 }
 
 # Declarations of llama.cpp's C++ headers in common/, which are not shipped, and what is declared with them.
-PRIVATE = {"chat", "common", "fit", "json_schema_to_grammar", "speculative", "speculative_generation"}
+PRIVATE = {"chat", "common", "fit", "json_schema_to_grammar", "public", "speculative", "speculative_generation"}
+# Other packages see the classes in the package itself. Our own modules must not: see there.
+SHIPPED_AS = {PYX / "pyllm/core/__init__.pxd": PYX / "pyllm/core/public.pxd"}
 
 # One binary serves CPython 3.11 and every later one, except for free-threaded builds, which have no stable ABI.
 FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
@@ -60,6 +62,11 @@ def source_tree() -> Path:
         return fetch.ensure()
     except fetch.FetchError as error:
         stop(str(error))
+
+
+def source_of(module: str) -> Path:
+    """The .pyx file of an extension module: the path below pyx/ is the module's name."""
+    return PYX / (module.replace(".", "/") + ".pyx")
 
 
 def copy(source: Path, target: Path) -> None:
@@ -108,10 +115,11 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
         """Gives the extensions their paths and flags."""
         flags = self.config.sanitizer_flags
         for extension in self.extensions:
-            folder = Path(extension.sources[0]).parent
+            # The command may run twice, as in `setup.py build bdist_wheel`: Cython's output was the source then.
+            extension.sources = [source_of(extension.name).as_posix()]
             up = "/.." * (extension.name.count(".") - 1)
             rpath = [f"-Wl,-rpath,{PLATFORM.origin}{up}/lib"] if PLATFORM.origin else []
-            extension.include_dirs = [str(PYX), str(folder)]
+            extension.include_dirs = [str(PYX), str(source_of(extension.name).parent)]
             extension.include_dirs += [str(self.cmake.source / name) for name in HEADER_FOLDERS]
             extension.library_dirs = [str(self.cmake.libraries)]
             extension.libraries = list(LIBRARIES)
@@ -175,7 +183,7 @@ class build_ext(_build_ext):  # noqa: N801, the name that setuptools looks for
             copy(Path(self.build_lib, file), self.destination / file)
         for path in PYX.rglob("*.pxd"):
             if path.stem not in PRIVATE:
-                copy(path, self.destination / path.relative_to(PYX))
+                copy(SHIPPED_AS.get(path, path), self.destination / path.relative_to(PYX))
         # One folder for the C compiler: the .pxd files name headers of llama.cpp and our own.
         headers = {path.relative_to(PYX).as_posix(): path for path in PYX.rglob("*.hpp")} | self.cmake.headers()
         headers["pyllm_api.h"] = PYX / "pyllm/core/pyllm_api.h"

@@ -41,7 +41,7 @@ def get_libraries() -> list[str]:
     """Names of the libraries for the linker, as in ``libraries=pyllm.get_libraries()``: llama, ggml, ggml-base.
 
     The names are pyllm's own, so that no other llama.cpp in the process takes their place. An extension module of a
-    Python package needs a run path to :func:`get_library_dir` only where it may be loaded before ``pyllm.core``.
+    Python package needs no run path to :func:`get_library_dir` if its package imports ``pyllm.core.model`` first.
     """
     return ["pyllm-llama", "pyllm-ggml", "pyllm-ggml-base"]
 

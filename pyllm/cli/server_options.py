@@ -320,7 +320,7 @@ def _keys(given: list[str], file: Path | None) -> tuple[str, ...]:
         texts += [line for line in read_text(file, "--api-key-file").splitlines() if not line.startswith("#")]
     keys = tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
     if not keys and (given or file is not None):
-        # An empty list of keys must not open the server to everybody.
+        # An empty list of keys must not open the server to all.
         where = "--api-key" if file is None else f"--api-key-file: {file}"
         raise typer.BadParameter(f"{where} has no key in it; leave it out if no key is needed")
     return keys

@@ -1,5 +1,6 @@
 from typing import Any
 
+CLASS_LAYOUT: int
 _C_API: Any
 
 def function_address(name: str) -> int: ...

@@ -1,4 +1,4 @@
-"""What one HTTP request has the engine generate: one job for each of its prompts, read as one stream of events.
+"""The generation of one HTTP request: one job of the engine for each prompt, read as one stream of events.
 
 Besides: the progress of prefills for clients that want to know, and timings in llama-server's words.
 """
@@ -28,7 +28,7 @@ _INTERVAL = 0.1
 
 
 class ActiveRequest:
-    """The jobs of a request. When it is left, by whatever way, they are cancelled.
+    """The jobs of a request. They are cancelled when it ends, also by an error or a disconnect.
 
     Args:
         state: The server's.
@@ -107,13 +107,13 @@ class ActiveRequest:
         return [self.completions[i] for i in range(len(self.jobs))]
 
     def cancel(self) -> None:
-        """End what has not ended, within a step."""
+        """Cancel jobs that still run; they end within a step."""
         self.state.running.discard(self)
         for job in self.jobs:
             job.cancel()
 
     def usage(self) -> Usage:
-        """What all prompts took together."""
+        """Token counts of all prompts together."""
         usages = [completion.usage for completion in self.completions.values()]
         return Usage(
             sum(usage.prompt_tokens for usage in usages),
@@ -126,7 +126,7 @@ class ActiveRequest:
         return timings_of(list(self.completions.values()))
 
     def report(self) -> dict[str, Any]:
-        """What the log says of it."""
+        """Fields of the log line of the request."""
         usage, job = self.usage(), self.jobs[0]
         first = None if job.first_token is None else round(1000 * (job.first_token - job.submitted), 1)
         return {
@@ -141,7 +141,7 @@ class ActiveRequest:
     def _note(self, number: int, event: Event) -> None:
         self._events.put_nowait((number, event))
         self._unread += _size(event)
-        # The engine waits for nobody: what a client does not read is kept, but not without end.
+        # The engine does not wait for slow clients: unread events are kept, up to a limit.
         if self._unread > MOST_UNREAD and not self._overrun:
             self._overrun = True
             self.cancel()
@@ -152,7 +152,7 @@ def _size(event: Event) -> int:
         return 0
     logprobs = event.logprobs
     size = 1 + len(event.tokens) + (0 if logprobs is None else sum(len(top or ()) for top in logprobs.top_logprobs))
-    # A whole text, or an echoed prompt, comes at once: so far nobody could have read it.
+    # A whole text, or an echoed prompt, is one event: the client had no chance to read a part of it.
     return min(size, MOST_UNREAD // MOST_TEXTS)
 
 
@@ -230,7 +230,7 @@ async def _next(events: AsyncGenerator[tuple[int, Chunk], None]) -> tuple[int, C
 
 
 class _Reading:
-    """What has been said of a prompt."""
+    """The reports of one prompt so far."""
 
     def __init__(self, job: Request) -> None:
         self.job = job
@@ -238,13 +238,13 @@ class _Reading:
         self._said: int | None = None
 
     def look(self) -> list[Progress]:
-        """What is new while it is read."""
+        """New reports during prefill."""
         if self.ended or self.job.started is None:
             return []
         return self._upto(min(self.job.sequences[0].n_computed, len(self.job.completion_request.ids)))
 
     def end(self) -> list[Progress]:
-        """What is new once the text has begun."""
+        """The last reports, once the text has begun."""
         if self.ended:
             return []
         self.ended = True

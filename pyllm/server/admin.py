@@ -29,7 +29,7 @@ class Status(Wire):
 
 
 class Props(Wire):
-    """What is being served."""
+    """Properties of the server and its model."""
 
     model_alias: str
     model_path: str
@@ -83,12 +83,12 @@ async def ready(request: Request) -> Response:
 
 
 async def props(request: Request) -> Response:
-    """What is being served."""
+    """Properties of the server and its model."""
     return json_response(await asyncio.to_thread(_props, state_of(request)))
 
 
 async def set_props(request: Request) -> Response:
-    """Change what is being served: where that is allowed, there is nothing to change yet."""
+    """Change properties: where --props allows that, there is none to change yet."""
     state = state_of(request)
     await read_json(request, state.settings)
     if not state.settings.props:
@@ -211,7 +211,7 @@ def _tags(settings: Settings) -> dict[str, Any]:
 
 
 def _capabilities(served: ServerState | ManagedModel) -> dict[str, Any]:
-    """What can be asked of a model, loaded or not, in the words of llama-server and Ollama."""
+    """Capabilities of a model, loaded or not, by the names of llama-server and Ollama."""
     offered = {"completion": served.generates, "embedding": served.embeds}
     return {"capabilities": [name for name, there in offered.items() if there]}
 

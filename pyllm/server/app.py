@@ -1,4 +1,4 @@
-"""The application: which endpoint is where, and what every request passes."""
+"""The application: its APIs, and the middleware of all requests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pyllm.server.state import ServerState
 
 # The modules of the APIs; each has its routes.
 APIS = (admin, tokens, completions, chat, messages, responses, embeddings, native, slots)
-# What "localhost" stands for among origins: pages from this machine, from whatever port.
+# The origin "localhost" stands for pages of this machine, from any port.
 LOCAL_ORIGINS = r"https?://(localhost|127\.0\.0\.1|\[::1\])(:\d+)?"
 
 
@@ -87,9 +87,9 @@ def make_app(
     """Make the ASGI application of a server.
 
     Args:
-        engine: What generates texts. It stays open when the application is gone.
-        settings: The settings; None: nobody needs a key, and there is no ``/metrics``.
-        embedder: What makes vectors: a :class:`pyllm.Llama`, or whatever else embeds. None: nothing does.
+        engine: Generates texts. It stays open when the application is gone.
+        settings: The settings; None: no key is needed, and there is no ``/metrics``.
+        embedder: Makes vectors: a :class:`pyllm.Llama`, or an object with its methods. None: the engine, if it does.
         models: Several models, of which each request names one, instead of all the others; they have the settings.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Who may ask: API keys, and pages in browsers."""
+"""Access: API keys, host names, and requests from web pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from pyllm.server.errors import APIError
 from pyllm.server.page import PATHS
 
-# What a load balancer asks, which has no key, and the page, which asks a person for one.
+# Load balancers have no key, and the page asks its user for one.
 PUBLIC = frozenset({"/health", "/v1/health", "/ready", *PATHS})
 
 
@@ -41,7 +41,7 @@ class Keys:
 class PageMiddleware:
     """Refuses what a browser sends for any page without asking first whether that page may: POST that is no JSON.
 
-    What is JSON a browser asks about, and whoever is no browser names no origin.
+    Browsers ask before they send JSON, and other programs send no ``Origin``.
 
     Args:
         app: What requests pass to.

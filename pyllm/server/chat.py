@@ -188,7 +188,7 @@ class ChatCompletionRequest(StreamFields, kw_only=True):
         return result
 
     def _old_functions(self) -> dict[str, Any]:
-        """What `functions` and `function_call` stand for, which OpenAI has replaced by tools."""
+        """The tools that stand for `functions` and `function_call`, OpenAI's older form."""
         if not self.calls_functions:
             return {}
         functions, choice = self.functions, self.function_call
@@ -410,7 +410,7 @@ class _ChatWriter(EventWriter):
         self._functions = asked.calls_functions
 
     def progress(self, number: int, progress: Progress) -> Iterator[bytes]:
-        """A chunk that says nothing yet but who will speak."""
+        """A chunk with a role and no content."""
         (job,) = self._active.jobs
         choice = {"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None, "logprobs": None}
         head = {"id": f"chat{job.id}", "object": "chat.completion.chunk", "created": job.completion_request.created}

@@ -64,7 +64,7 @@ class CompletionRequest(StreamFields, kw_only=True):
     return_token_ids: Annotated[bool | None, about("Whether choices have the ids of their tokens.")] = None
 
     def arguments(self, prompts: list[Any], settings: Settings, sizes: Sizes) -> dict[str, Any]:
-        """What the engine is asked with for each prompt.
+        """Arguments of the engine for each prompt.
 
         Args:
             prompts: The prompts.

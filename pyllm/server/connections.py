@@ -1,4 +1,4 @@
-"""What uvicorn leaves open: requests that never come, answers that nobody takes, and too many connections at once."""
+"""Limits that uvicorn lacks: idle connections, clients that do not read, and too many connections."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pyllm.server.auth import PUBLIC
 from pyllm.server.errors import unavailable
 from pyllm.server.state import ServerState
 
-# So many connections more than are served are told so; what comes then is closed without a word.
+# So many connections above the limit get an answer; further ones are closed without one.
 _TOLD = 64
 # Bytes of the head of a request; h11 has a limit of its own, and httptools none.
 _MOST_HEAD = 1 << 17
@@ -91,7 +91,7 @@ class _Watched(asyncio.Protocol):
 
 
 class _Crowded:
-    """Tells those that are too many to come again; who asks whether the server is there gets an answer."""
+    """Rejects connections above the limit with 503 and Retry-After; health checks are always answered."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self.app = app

@@ -1,4 +1,4 @@
-"""What a text must look like: response_format, json_schema and grammar, and the names that vLLM has for these."""
+"""Structured output: response_format, json_schema and grammar, and vLLM's names for them."""
 
 from __future__ import annotations
 

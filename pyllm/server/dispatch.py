@@ -56,7 +56,7 @@ class _Choosing:
                 loads = _FLAGS.get(request.query_params.get("autoload", ""))
                 lease = self.models.lease(await _name(request, self.models), loads=loads)
                 note(request, model=lease.entry.name)
-                # Whoever looks for the end of a request takes what there is of its body.
+                # Waiting for a disconnect consumes the body.
                 watched = request.method != "POST" or READ in scope
                 scope[CHOSEN] = await (until_gone(request, lease.enter()) if watched else lease.enter())
             except Exception as error:

@@ -105,7 +105,7 @@ class RerankRequest(Wire, kw_only=True):
         return "texts" if self.documents is None and self.texts is not None else "documents"
 
     def where(self, index: int) -> str:
-        """The name of a document: what of the request it is."""
+        """The path of a document in the request."""
         return f"{self.field}[{index}]"
 
     def read_documents(self) -> list[str]:
@@ -222,7 +222,7 @@ class Inputs:
             self.most = None if self.most < 0 else self.most
 
     def where(self, index: int) -> str:
-        """The name of a text: what of the request it is."""
+        """The path of a text in the request."""
         return f"{self.field}[{index}]" if self._several else self.field
 
     @property
@@ -254,7 +254,7 @@ async def embeddings(request: Request) -> Response:
             )
             raise APIError(400, message, param="model", code="unsupported", kind="not_supported_error")
         found = response_ask(made, _read(made, inputs), state.alias, **inputs.arguments, **shape)
-        # Thousands of numbers become text: that is done where the vectors are finished.
+        # Thousands of numbers become text in the thread that finished the vectors.
         return Ask(found.texts, found.pooling, lambda vectors: found.finish(vectors).to_dict())
 
     answer = await _computed(request, state, embedder, make, inputs.field, inputs.where)
@@ -368,7 +368,7 @@ async def _computed(
     except TextTooLongError as error:
         raise _text_too_long(error, where, state.alias) from error
     except EmbeddingError as error:
-        # What stands behind the first part is for callers in Python.
+        # The rest of the message is for callers in Python.
         raise invalid(param, error.message.partition("; ")[0]) from error
     except Exception as error:
         raise as_api_error(error, param=param, retry_after=state.settings.retry_after) from error

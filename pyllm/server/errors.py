@@ -30,12 +30,12 @@ from pyllm.errors import (
 REQUEST_ID = "pyllm_request_id"
 # OpenAI's code for what has more tokens than there is room for.
 TOO_LONG = "context_length_exceeded"
-# What nobody sees but the log; nginx's number.
+# For the log only; nginx's number.
 CLIENT_GONE = 499
 
 _log = logging.getLogger("pyllm.server")
 
-# What a client did wrong; all else is the server's fault.
+# Errors of the request; all others are the server's.
 _THEIRS = (
     InvalidArgumentError,
     UnknownArgumentError,
@@ -72,7 +72,7 @@ _JSON_WORDS = {
 
 
 class APIError(Exception):
-    """What a client is told.
+    """An error as the client gets it.
 
     Args:
         status: The HTTP status.
@@ -170,7 +170,7 @@ def to_json(content: Any) -> bytes:
 
 
 def as_api_error(error: BaseException, *, param: str | None = None, retry_after: int = 5) -> APIError:
-    """What a client is told about an exception.
+    """The error that a client gets for an exception.
 
     Args:
         error: The exception.
@@ -192,13 +192,13 @@ def as_api_error(error: BaseException, *, param: str | None = None, retry_after:
             return too_long(error.n_tokens, error.n_ctx, param)
         return invalid(getattr(error, "param", None) or param, text)
     _log.error("a request failed", exc_info=(type(error), error, error.__traceback__))
-    # What went wrong inside is for the log, not for everybody.
+    # Details of the server's own errors are for the log only.
     kind = type(error).__name__ if isinstance(error, PyllmError) else "internal error"
     return APIError(500, f"the server could not do that ({kind}); its log says more", code="internal_error")
 
 
 def unavailable(message: str, retry_after: int) -> APIError:
-    """Nobody is served now."""
+    """No request is served now (503)."""
     return APIError(503, message, code="unavailable", headers={"Retry-After": str(retry_after)})
 
 

@@ -1,4 +1,4 @@
-"""Which models make budget for another one: a pure decision, which touches none of them."""
+"""Which models are evicted for another one: a pure function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MemoryBudget:
-    """What models may take together.
+    """Memory that all models together may take.
 
     Attributes:
         n_bytes: Bytes of memory. None: any number.
@@ -32,7 +32,7 @@ class LoadedModel:
 
     Attributes:
         name: Its name.
-        n_bytes: What it takes.
+        n_bytes: Its memory.
         idle: Whether it may be unloaded: no request holds it, and it is not on its way in or out.
         used: When it was asked last; larger is later.
     """
@@ -49,9 +49,9 @@ def choose_evictions(n_bytes: int, residents: Sequence[LoadedModel], budget: Mem
     Idle ones go, the least recently used first, and none for nothing: with any of them left it would not fit.
 
     Args:
-        n_bytes: What the other model takes.
+        n_bytes: Memory of the other model.
         residents: The models that take memory now.
-        budget: What all may take together.
+        budget: Memory of all together.
 
     Returns:
         tuple[str, ...] | None: Names, none of them where it fits as it is. None: it does not fit beside those that

@@ -19,7 +19,7 @@ from pyllm.server.settings import Settings
 READ = "pyllm_read"
 # Deeper JSON is not for models but for stacks.
 _MOST_DEPTH = 200
-# Smaller bodies are parsed in the event loop, within a few milliseconds whatever they hold.
+# Smaller bodies are parsed in the event loop: that takes at most a few milliseconds.
 _SMALL = 1 << 16
 # Larger ones in one thread, one after another.
 _parser = ThreadPoolExecutor(1, "pyllm json")
@@ -41,7 +41,7 @@ async def read_json(request: Request, settings: Settings) -> dict[str, Any]:
 
 
 async def read_value(request: Request, settings: Settings) -> Any:
-    """The JSON that a request holds, whatever it is.
+    """The JSON value in the body of a request.
 
     Raises:
         APIError: It is too large (413), too slow (408), compressed (415), or no JSON (400).

@@ -1,4 +1,4 @@
-"""From what is said about a model to what answers requests for it."""
+"""How a model of a server is described, surveyed and loaded."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Served:
-    """What answers for a model; close it.
+    """A loaded model; close it.
 
     Attributes:
         engine: Generates texts, makes vectors, or both.
@@ -98,7 +98,7 @@ def estimate(spec: ModelSpec) -> int:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a model before it is loaded.
+    """Facts about a model, before it is loaded.
 
     Attributes:
         n_bytes: Bytes that it will take, wherever they lie: weights, context, and what it keeps on the host.

@@ -68,7 +68,7 @@ class LogMiddleware:
                 raise
             await as_api_error(error).response(scope)(scope, receive, note)
         finally:
-            # Only paths that exist: a label for each of anybody's inventions would fill the memory.
+            # Only paths that exist: a label for each path that clients make up would fill the memory.
             path = scope["path"] if "endpoint" in scope and not scope.get("path_params") else "other"
             self.state.metrics.http_requests.labels(path, str(status or CLIENT_GONE)).inc()
             line = {

@@ -302,7 +302,7 @@ def _messages(messages: list[Any]) -> list[dict[str, Any]]:
 
 
 def _user(blocks: list[tuple[str, dict[str, Any]]], role: str) -> list[dict[str, Any]]:
-    """Results of tools, and then what is said besides."""
+    """Results of tools, and then the text besides."""
     results, texts = [], []
     for where, block in blocks:
         if block.get("type") != "tool_result":
@@ -438,7 +438,7 @@ def _document_text(document: _Document, where: str, of_tool: bool) -> str:
 
 
 def _marked(name: str, head: dict[str, str | None], text: str) -> str:
-    """A text between marks, so that the model sees where it begins and ends, and what it is."""
+    """A text between tags, so that the model sees its kind, its beginning and its end."""
     lines = [f"<{key}>{value}</{key}>" for key, value in head.items() if value]
     return "\n".join([f"<{name}>", *lines, text, f"</{name}>"])
 
@@ -469,7 +469,7 @@ class _MessageWriter(EventWriter):
         yield _named({"type": "message_start", "message": start})
 
     def chunk(self, number: int, chunk: Chunk) -> Iterator[bytes]:
-        """What is new of its blocks."""
+        """The events for a chunk."""
         read = self._reading.chunk(chunk)
         if read is None:
             return
@@ -498,7 +498,7 @@ class _Blocks:
         self._kind: str | None = None
 
     def add(self, delta: Delta) -> Iterator[dict[str, Any]]:
-        """The events for what is new."""
+        """The events for a delta."""
         if delta.reasoning_content:
             yield from self._open("thinking", {"type": "thinking", "thinking": "", "signature": ""})
             yield self._delta({"type": "thinking_delta", "thinking": delta.reasoning_content})
@@ -552,7 +552,7 @@ def _content(choice: ChatChoice) -> list[dict[str, Any]]:
 
 
 def _end(choice: ChatChoice, asked: MessagesRequest) -> dict[str, Any]:
-    # Templates have stop texts of their own, which nobody asked for.
+    # Templates have stop strings of their own, which the request did not ask for.
     if choice.stop is not None and choice.stop in asked.stops:
         return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop}
     return {"stop_reason": _REASONS[choice.finish_reason], "stop_sequence": None}

@@ -82,7 +82,7 @@ class NativeFields(SamplingFields, kw_only=True):
     grammar_triggers: Annotated[Any, about("Not supported.")] = None
 
     def arguments(self, settings: Settings, sizes: Sizes, vocab: Vocab) -> dict[str, Any]:
-        """What the engine is asked with for each prompt.
+        """Arguments of the engine for each prompt.
 
         Args:
             settings: The server's.
@@ -220,7 +220,7 @@ class _Texts:
             arguments["logprobs"] = self.shown.n_probs
 
     def of(self, engine: Engine, prompts: list[Any]) -> list[tuple[Prompt, dict[str, Any], Watch | None]]:
-        """For each text its prompt, what it is asked with besides, and what watches it."""
+        """For each text its prompt, its own arguments of the engine, and its watch."""
         found: list[tuple[Prompt, dict[str, Any], Watch | None]] = []
         for value in prompts:
             prompt = as_prompt(engine.vocab, value)
@@ -233,7 +233,7 @@ class _Texts:
         return found
 
     def _watch(self, engine: Engine, prompt: Prompt, more: dict[str, Any]) -> Watch | None:
-        """What looks at each token, where something has to."""
+        """The watch of a text, where a rule or probabilities need one."""
         shown, asked = self.shown, self.asked
         n_indent, most_ms = asked.n_indent or 0, max(0, asked.t_max_predict_ms or 0)
         probabilities = bool(shown.n_probs and shown.post_sampling)

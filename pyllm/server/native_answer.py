@@ -1,4 +1,4 @@
-"""What a completion is in llama-server's own words: its answer, its settings, and probabilities after sampling."""
+"""Completions in llama-server's format: answers, settings, and probabilities after sampling."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RANDOM_SEED = 2**32 - 1
 
 @dataclass(kw_only=True)
 class Shown:
-    """What of a request its answer depends on, or repeats.
+    """Fields of a request that its answer depends on, or repeats.
 
     Attributes:
         max_tokens: Most tokens of a text. None: as many as there is room for.
@@ -74,7 +74,7 @@ class NativeAnswer:
         self._n_characters = 0
 
     def piece(self, job: Request, chunk: Chunk) -> dict[str, Any] | None:
-        """What a chunk of a stream says; None where that is nothing."""
+        """The event for a chunk; None where it has no text and no tokens."""
         if self.shown.n_predict == 0 or not (chunk.tokens or chunk.text):
             return None
         first = self._n_tokens
@@ -93,7 +93,7 @@ class NativeAnswer:
         return answer
 
     def progress(self, job: Request, progress: Progress) -> dict[str, Any]:
-        """What a stream says while the prompt is read."""
+        """The event for prefill progress."""
         return self._part(job, "", ()) | progress.field()
 
     def _part(self, job: Request, text: str, tokens: tuple[int, ...]) -> dict[str, Any]:
@@ -108,7 +108,7 @@ class NativeAnswer:
         }
 
     def whole(self, job: Request, completion: Completion) -> dict[str, Any]:
-        """What the text is when it is complete; of a stream the last event."""
+        """The whole answer; in a stream, its last event."""
         (choice,) = completion.choices
         request, stream = job.completion_request, self.shown.stream
         text, tokens = self._cut(choice.text, 0), list(choice.tokens)

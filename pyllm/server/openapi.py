@@ -1,4 +1,4 @@
-"""Endpoints that say what they take and give, and the OpenAPI document that is made from them."""
+"""Endpoints that declare their types, and the OpenAPI document made from them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Success(Wire):
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What an endpoint takes and gives.
+    """The description of an endpoint.
 
     Attributes:
         tag: The group it belongs to.
@@ -76,7 +76,7 @@ class Operation:
 
 
 class Endpoint(Route):
-    """A route that says what it takes and gives.
+    """A route with the types of its request and its answer.
 
     Args:
         path: Its path.
@@ -148,7 +148,7 @@ def plain_path(path: str) -> str:
 
 
 def _schemas(operations: Iterable[Operation]) -> tuple[Callable[[Any], Schema], dict[str, Schema]]:
-    """What finds the schema of a type, and the schemas of all structs among them by name."""
+    """A function from types to schemas, and the schemas of all structs by name."""
     types: list[Any] = []
     for operation in operations:
         for one in (operation.takes, operation.gives, operation.error, *operation.refers):
@@ -164,7 +164,7 @@ def _schemas(operations: Iterable[Operation]) -> tuple[Callable[[Any], Schema], 
 
 
 def _plain(schema: Any) -> Any:
-    """A schema without what says nothing: that null is what an absent field is, and the names of our classes."""
+    """A schema without the defaults that are null, empty lists of required fields, and class names."""
     if isinstance(schema, list):
         return [_plain(one) for one in schema]
     if not isinstance(schema, dict):

@@ -88,7 +88,7 @@ class _Waiter:
 
 
 class Lease:
-    """What one request holds of a model: as long as it does, the model is not unloaded.
+    """The hold of a request on a model: the model is not unloaded before it ends.
 
     Args:
         models: All models.
@@ -228,7 +228,7 @@ class Models:
                 self._loaded(entry)
 
     def load(self, name: str) -> None:
-        """Begin to load a model that nobody asks yet.
+        """Begin to load a model before its first request.
 
         Raises:
             APIError: There is no such model (404), or it is loaded (400).
@@ -455,7 +455,7 @@ class Models:
         return frozenset(choose_evictions(entry.n_bytes, if_all_were_idle, self.budget) or ())
 
     def _victims(self, entry: ManagedModel) -> list[ManagedModel] | None:
-        """What to unload before a model is loaded. None: it cannot be, or need not."""
+        """Models to unload before a model is loaded. None: it cannot be loaded, or need not."""
         if entry.status == "loaded" and not entry.answers and entry.users == 0:
             return [entry]  # its engine has ended by itself: again from the beginning
         if entry.status != "unloaded":
@@ -492,7 +492,7 @@ class Models:
 
         def ended(future: Future[None]) -> None:
             if not future.cancelled():
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it any more
+                with contextlib.suppress(RuntimeError):  # the loop is closed: no request waits any more
                     loop.call_soon_threadsafe(done, future.exception())
 
         self._worker.submit(work).add_done_callback(ended)
@@ -502,7 +502,7 @@ class Models:
     def _load(self, entry: ManagedModel) -> None:
         def progressed(part: float) -> None:
             entry.progress = part
-            self.check_ready()  # nobody waits for a model of a server that ends
+            self.check_ready()  # no request waits for a model of a server that ends
 
         arguments = {**entry.spec.arguments, "progress_callback": progressed}
         entry.served = serve_model(replace(entry.spec, arguments=arguments))
@@ -533,7 +533,7 @@ class Models:
                 _log.info("unloaded the model %s", entry.name)
 
     def _failed(self, entry: ManagedModel, error: BaseException) -> None:
-        """Those who wait for it are told; who asks after them tries again."""
+        """Waiting requests get the error; the next request tries again."""
         entry.status, entry.state, entry.error = "unloaded", None, error
         _log.error("the model %s could not be loaded: %s", entry.name, error)
         for waiter in self._waiting:
@@ -542,7 +542,7 @@ class Models:
 
 
 def _load_error(entry: ManagedModel, error: BaseException) -> APIError:
-    """What those are told who wait for a model that cannot be loaded."""
+    """The error of requests that wait for a model that cannot be loaded."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, InsufficientMemoryError):
@@ -558,14 +558,14 @@ def _size_text(count: int) -> str:
 
 
 def _counted(spec: ModelSpec) -> ModelSpec:
-    """The model without what it would take besides of its own accord: that is for the only model of a process."""
+    """The model without a host cache by default: that default is for the only model of a process."""
     if spec.engine.get("host_cache_bytes") is not None:
         return spec
     return replace(spec, engine={**spec.engine, "host_cache_bytes": 0})
 
 
 def _free_bytes(specs: Sequence[ModelSpec]) -> int | None:
-    """What models may take where nobody says: what is free, less a margin."""
+    """Memory of all models by default: the free memory, less a margin."""
     available = host_memory().available
     if available is None:
         return None
@@ -601,7 +601,7 @@ class ModelsMetrics(ServerMetrics):
                 known = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 known.samples += [sample._replace(labels={"model": name, **sample.labels}) for sample in family.samples]
         for family in families.values():
-            # Requests are counted before anybody knows which model they ask.
+            # Requests are counted before their model is known.
             if family.samples and family.name != "pyllm_http_requests":
                 yield family
 

@@ -71,7 +71,7 @@ def read_native_prompts(value: Any, name: str = "prompt") -> list[Any]:
 
 
 def as_prompt(vocab: Vocab, value: Any) -> Prompt:
-    """What the engine is asked with for one of them.
+    """One of these prompts as the engine takes it.
 
     Args:
         vocab: The tokenizer of the model.

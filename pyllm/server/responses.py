@@ -208,7 +208,7 @@ class ResponseRequest(FewSamplingFields, kw_only=True):
 
     @property
     def echoed(self) -> dict[str, Any]:
-        """What a response repeats of its request."""
+        """Fields of the request that the response repeats."""
         return {
             "instructions": self.instructions,
             "max_output_tokens": self.max_output_tokens,
@@ -372,7 +372,7 @@ def _called(call: _CallItem, kind: str, where: str) -> Any:
 
 
 def _arguments(call: _CallItem, item: dict[str, Any], kind: str, where: str) -> str:
-    """The arguments of a call as JSON; calls of other kinds have a field of their own for what is to be done."""
+    """The arguments of a call as JSON; calls of other kinds have fields of their own instead."""
     if kind == "function_call":
         arguments = call.arguments
         if arguments is not None and not isinstance(arguments, str):
@@ -413,7 +413,7 @@ class _ResponseWriter(EventWriter):
         yield answer.event("response.in_progress", response=answer.response(None), **progress.field())
 
     def chunk(self, number: int, chunk: Chunk) -> Iterator[bytes]:
-        """What is new of the items."""
+        """The events for a chunk."""
         answer = self._answer
         self._n_tokens += len(chunk.tokens)
         read = self._reading.chunk(chunk)
@@ -491,7 +491,7 @@ class _Answer:
         return self.event("response.failed", response=self.response(None, error=error))
 
     def add(self, delta: Delta) -> Iterator[bytes]:
-        """What is new."""
+        """The events for a delta."""
         if delta.reasoning_content:
             item: dict[str, Any] = {"type": "reasoning", "summary": [], "content": []}
             yield from self._begin("reasoning", item, {"type": "reasoning_text", "text": ""})

@@ -223,7 +223,7 @@ class Runner(uvicorn.Server):
             self._say_hello()
 
     def _say_hello(self) -> None:
-        """Log what is served, to whom and where."""
+        """Log the models, the page, the key and the address."""
         settings, address = self.pyllm.settings, self.address
         _log.info("%s", _served(self.pyllm))
         for more in self.servers[1:]:

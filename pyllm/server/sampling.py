@@ -145,7 +145,9 @@ class SamplingFields(_AllNumbers):
     max_completion_tokens: Annotated[int, at_least(-1, "The same.")] | None = None
     n_predict: Annotated[int, at_least(-1, "The same.")] | None = None
     cache_prompt: Annotated[bool | None, about("Whether what was computed for other prompts may be used.")] = None
-    deterministic: Annotated[bool | None, about("The same seed gives the same text whatever else runs.")] = None
+    deterministic: Annotated[
+        bool | None, about("The same seed gives the same text, independently of other requests.")
+    ] = None
     speculative: Annotated[bool | None, about("False: tokens are not drafted for this text.")] = None
     repetition_penalty: Annotated[
         Annotated[float, FINITE] | None,
@@ -162,7 +164,7 @@ class SamplingFields(_AllNumbers):
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What of the model limits the values of parameters.
+    """Sizes of the model that limit parameters.
 
     Attributes:
         n_ctx: Tokens of the context.
@@ -247,7 +249,7 @@ def sampling_arguments(
 
 
 def _vllm_arguments(fields: SamplingFields, given: dict[str, Any], sizes: Sizes) -> dict[str, Any]:
-    """What fields of vLLM stand for; those that cannot be obeyed are errors."""
+    """Arguments for fields of vLLM; those that are not supported are errors."""
     for name, nothing in _REFUSED.items():
         value = getattr(fields, name)
         if value is not None and value not in nothing:

@@ -1,4 +1,4 @@
-"""What the one who runs a server decides."""
+"""Settings of the operator of a server."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Settings:
         alias: The name of the model in answers. None: the name of its file.
         aliases: Further names of the model, which requests may use.
         tags: What ``/v1/models`` says about the model, for clients to choose by.
-        api_keys: Whoever sends one of these may ask. None of them: everybody may.
+        api_keys: Requests need one of these keys. Empty: they need none.
         metrics: Whether there is ``/metrics``.
         timeout: Seconds that a client may take to send its request, and to take a piece of an answer.
-        ping_interval: Seconds without anything to send after which a stream sends a comment, so that nobody on the
-            way takes it for dead. 0: never.
+        ping_interval: Seconds without an event after which a stream sends a comment, so that proxies keep it open.
+            0: never.
         max_body_bytes: Most bytes of a request.
         head_timeout: Seconds that a connection may stay without a request; the head of one has to be here by then.
         max_connections: Most connections at once; more are told to come again.
@@ -49,7 +49,7 @@ class Settings:
         props: Whether ``/props`` takes POST.
         sampling: Parameters of sampling where a request names none: fields of :class:`pyllm.SamplingParams`.
         slots: Whether there is ``/slots``.
-        slot_prompts: Whether ``/slots`` tells the texts that are computed, to everybody who may ask.
+        slot_prompts: Whether ``/slots`` shows the texts of running requests.
         slot_save_path: The folder where ``/slots/{id}`` saves what slots hold. None: it does not.
         verbose: Whether answers have ``__verbose``, with the prompt and the settings as they were.
         logits_processors: Functions that make the logits processors of each text; see

@@ -33,7 +33,7 @@ _SECONDS_BETWEEN = 0.02
 # Names of files that clients may give: in one folder, and on any system.
 _MOST_BYTES = 255
 _FORBIDDEN = frozenset('/\\:*?"<>|')
-# On Windows these are devices, whatever comes behind the first full stop.
+# On Windows these are devices, also with an extension.
 _DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 
 

@@ -69,7 +69,7 @@ class EventWriter:
 async def stream_events(
     request: Request, active: ActiveRequest, writer: EventWriter, *, progress: bool = False
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a stream, of whatever API; and at its end, however it comes, what the log says of the request.
+    """The events of a stream of any API. At its end, also an early one, the request's fields of the log line are set.
 
     Args:
         request: The HTTP request.
@@ -181,7 +181,7 @@ async def until_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
     """Do some work for a client that waits for it; when it goes away, the work is cancelled.
 
     Raises:
-        APIError: It went away. Nobody will see that but the log.
+        APIError: It went away; only the log shows that.
     """
     working = asyncio.ensure_future(work)
     watching = asyncio.ensure_future(_gone(request.receive))

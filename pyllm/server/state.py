@@ -1,4 +1,4 @@
-"""What all requests to a server share: the engine, the settings, and whether it still takes requests."""
+"""State shared by all requests to a server: engine, settings, and whether it is shutting down."""
 
 from __future__ import annotations
 

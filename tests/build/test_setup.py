@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ast
 import importlib.util
 import os
 import re
@@ -330,13 +331,25 @@ def test_a_process_maps_only_our_libraries() -> None:
     assert LIBRARIES / "libpyllm-llama.so" in mapped
 
 
+def private_declarations() -> set[str]:
+    """What setup.py names as not shipped."""
+    text = (REPOSITORY / "setup.py").read_text(encoding="utf-8")
+    found: set[str] = ast.literal_eval(re.search(r"^PRIVATE = (\{.*?\})", text, re.MULTILINE | re.DOTALL)[1])
+    return found
+
+
 @built
 def test_headers_and_declarations_are_shipped() -> None:
     headers = {path.name for path in (REPOSITORY / "pyllm/include").iterdir()}
     assert {"llama.h", "llama-ext.h", "ggml.h", "ggml-backend.h", "ggml-cpu.h", "gguf.h"} <= headers
     assert (REPOSITORY / "pyllm/include/llama.h").read_bytes() == (TREE / "include/llama.h").read_bytes()
-    for path in (*(REPOSITORY / "pyx").rglob("*.pxd"), *(REPOSITORY / "pyx").rglob("*.hpp")):
-        assert (REPOSITORY / path.relative_to(REPOSITORY / "pyx")).is_file()
+    pyx, package = REPOSITORY / "pyx/pyllm", REPOSITORY / "pyllm"
+    for path in pyx.rglob("*.hpp"):
+        assert (package / "include/pyllm" / path.relative_to(pyx)).read_bytes() == path.read_bytes()
+    for path in pyx.rglob("*.pxd"):
+        if path.stem not in private_declarations():
+            source = pyx / "core/public.pxd" if path == pyx / "core/__init__.pxd" else path
+            assert (package / path.relative_to(pyx)).read_bytes() == source.read_bytes()
 
 
 @built

@@ -9,6 +9,8 @@ runs the Python blocks of a page in order, in one namespace. Comments in the pag
     <!-- prints -->           a ```text block: exactly what the Python block before it has printed; ... stands for
                               anything, as in doctests
     <!-- quote: some/file --> every line of the block stands in that file, in this order; it is not run
+    <!-- run in: some_folder --> a ```sh block that builds the quoted files of that name's folder. Such a page is built
+                              and run by tests/downstream/test_page.py
 """
 
 from __future__ import annotations
@@ -74,6 +76,11 @@ def blocks(page: Path) -> Iterator[Block]:
         code = "\n".join(line[indent:] for line in lines[start:i])
         yield Block(fence["language"], code, start + 1, note)
         note, i = "", i + 1
+
+
+def builds(page: Path) -> bool:
+    """Whether the page has commands that build what its Python code imports."""
+    return any(block.note.startswith("run in:") for block in blocks(page))
 
 
 def pages() -> list[Path]:

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from docs.pages import ROOT, Block, blocks, pages
+from docs.pages import ROOT, Block, blocks, builds, pages
 
 RUNNER = Path(__file__).with_name("pages.py")
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -43,7 +43,7 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.model
 @pytest.mark.timeout(1800)  # a page is a program of its own; on a busy machine it takes many minutes
 @pytest.mark.usefixtures("smollm2_path")
-@pytest.mark.parametrize("page", [page for page in pages() if has_code(page)], ids=name_of)
+@pytest.mark.parametrize("page", [p for p in pages() if has_code(p) and not builds(p)], ids=name_of)
 def test_page_runs(page: Path, tmp_path: Path) -> None:
     done = run([sys.executable, "-W", "error", str(RUNNER), str(page)], tmp_path)
     assert done.returncode == 0, done.stderr

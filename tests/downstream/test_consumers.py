@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import pickle
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -12,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from downstream.conftest import need, run
+from downstream.conftest import SOURCES, need, run
 
 import pyllm
 from pyllm import Batch, Chain, Context, Model, errors
@@ -49,7 +50,7 @@ def greedy(context: Context, n: int) -> list[int]:
 def load(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -59,9 +60,16 @@ def load(name: str, path: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def every_other(copy) -> ModuleType:
+    """The package of docs/howto/extend.md, with one more module, `every_other.checks`."""
     folder = copy("cython_package")
+    shutil.copy(SOURCES / "cython_checks/checks.pyx", folder / "every_other")
     run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder)
-    return load("every_other", folder / f"every_other{SUFFIX}")
+    modules = {
+        name: load(f"every_other.{name}", folder / f"every_other/{name}{SUFFIX}") for name in ("sampler", "checks")
+    }
+    package = load("every_other", folder / "every_other/__init__.py")
+    vars(package).update(modules)
+    return package
 
 
 @pytest.mark.parametrize("parity", [0, 1])
@@ -77,32 +85,50 @@ def test_a_sampler_of_another_package(every_other, context, parity):
 
 def test_functions_of_llama_h_on_objects_of_pyllm(every_other, context):
     vocab = context.model.vocab
-    assert every_other.count_special(context.model) == sum(vocab.is_control(token) for token in range(vocab.n_tokens))
+    assert every_other.checks.count_special(context.model) == sum(
+        vocab.is_control(token) for token in range(vocab.n_tokens)
+    )
     with pytest.raises(TypeError):
-        every_other.count_special("no model")
+        every_other.checks.count_special("no model")
 
 
 def test_a_raw_decode_makes_older_outputs_stale(every_other, context):
     expected = greedy(context, 5)
     context.decode(Batch.from_arrays(tokens_of(context.model)))
-    before = context.logits
+    before, array = context.logits, np.asarray(context.logits)
+    values = array.copy()
     context.memory.clear()
     assert every_other.greedy(context, tokens_of(context.model), 5) == expected
+    assert np.array_equal(array, values), "an array that is alive has memory of its own"
     with pytest.raises(errors.StaleLogitsError):
         before[0]
-    assert int(np.argmax(np.asarray(context.logits)[-1])) == greedy(context, 6)[-1]
+    assert int(np.argmax(np.asarray(context.logits)[-1])) == expected[-1]
+
+
+def test_methods_for_other_packages(every_other, context):
+    model, chain = context.model, Chain(Greedy())
+    vocab = model.vocab.address
+    model_, vocab_, context_, _, sampler, *used = every_other.checks.addresses(model, context, chain)
+    assert (model_, vocab_, context_, sampler) == (model.address, vocab, context.address, chain.address)
+    assert used == [model.address, vocab]
+
+
+def test_the_package_needs_exactly_this_version():
+    for name in ("cython_package", "c_package"):
+        text = (SOURCES / name / "pyproject.toml").read_text(encoding="utf-8")
+        assert f'"pyllm=={pyllm.__version__}"' in text
 
 
 def test_exceptions_of_llama_cpp_reach_the_package(every_other, context):
     with pytest.raises(errors.InvalidArgumentError, match="out_of_range"):
-        every_other.assertion(context)
+        every_other.checks.assertion(context)
 
 
 def test_closed_objects_are_refused(every_other, tiny_models):
     model = Model(tiny_models["llama"])
     model.close()
     with pytest.raises(errors.ClosedError):
-        every_other.count_special(model)
+        every_other.checks.count_special(model)
 
 
 # ---- programs without Python
@@ -146,10 +172,10 @@ def consumer(copy, flags) -> ModuleType:
 
 def test_the_capsule_in_c(consumer, context):
     major, minor, version, commit, size, same = consumer.about()
-    assert (major, minor, version, same) == (1, 0, pyllm.__version__, "same")
+    assert (major, minor, version, same) == (1, 1, pyllm.__version__, "same")
     assert commit and commit == pyllm.build_info()["llama_cpp_commit"]
-    # Two counters, a size, three strings, eight functions of ours and eighteen of llama.h.
-    assert size == 8 + 8 + 3 * 8 + 8 * 8 + 18 * 8
+    # Two counters, a size, three strings, nine functions of ours and eighteen of llama.h.
+    assert size == 8 + 8 + 3 * 8 + 9 * 8 + 18 * 8
     assert consumer.has("llama_encode") and not consumer.has("llama_no_such_function")
     expected = greedy(context, 5)
     assert consumer.greedy(context, tokens_of(context.model), 5) == expected

@@ -64,7 +64,7 @@ def test_token_by_token_as_in_one_batch(smollm2_f32, tokens, expected):
 
 @pytest.fixture(scope="module", params=["smollm2", "gemma3"])
 def pair(request):
-    """The path of a model, tokens, and their logits and last hidden states in transformers."""
+    """The path of a model, tokens, their logits and last hidden states in transformers, and a relative tolerance."""
     import torch
 
     path = request.getfixturevalue(f"{request.param}_f32")
@@ -74,7 +74,9 @@ def pair(request):
         found = request.getfixturevalue(f"{request.param}_hf")(
             torch.tensor(ids.astype(np.int64))[None], output_hidden_states=True
         )
-    return path, ids, found.logits[0].numpy(), found.hidden_states[-1][0].numpy()
+    # Gemma's GELU comes from a table with 16 bits in ggml. A row of another token differs by more than 1.
+    tolerance = {"smollm2": 5e-4, "gemma3": 1e-2}[request.param]
+    return path, ids, found.logits[0].numpy(), found.hidden_states[-1][0].numpy(), tolerance
 
 
 def exact(path, **arguments):
@@ -86,22 +88,22 @@ def exact(path, **arguments):
 @pytest.mark.parametrize("embeddings", [False, True])
 @pytest.mark.parametrize("asked", ["all", "last", "mask"])
 def test_the_rows_are_those_of_the_batch(pair, n_ubatch, embeddings, asked):
-    path, ids, logits, hidden = pair
+    path, ids, logits, hidden, tolerance = pair
     rows = {"all": np.arange(96), "last": np.array([95]), "mask": np.array([0, 3, 17, 48, 95])}[asked]
     outputs = np.isin(np.arange(96), rows) if asked == "mask" else asked
     pooling = {"pooling_type": "none"} if embeddings else {}
     with exact(path, n_ubatch=n_ubatch, embeddings=embeddings, **pooling) as context:
         context.decode(Batch.from_arrays(ids, outputs=outputs))
         assert context.logits.shape == (len(rows), logits.shape[1])
-        assert np.abs(context.logits - logits[rows]).max() < 5e-4 * max(1, logits.std())
+        assert np.abs(context.logits - logits[rows]).max() < tolerance * max(1, logits.std())
         if embeddings:
-            assert np.abs(context.embeddings - hidden[rows]).max() < 5e-4 * max(1, hidden.std())
+            assert np.abs(context.embeddings - hidden[rows]).max() < tolerance * max(1, hidden.std())
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
 def test_pooled_embeddings(pair, pooling):
-    path, ids, _, hidden = pair
+    path, ids, _, hidden, tolerance = pair
     expected = {"mean": hidden.mean(axis=0), "cls": hidden[0], "last": hidden[-1]}[pooling]
     with exact(path, embeddings=True, pooling_type=pooling) as context:
         context.decode(Batch.from_arrays(ids))
-        assert np.abs(context.embeddings_seq(0) - expected).max() < 5e-4 * max(1, hidden.std())
+        assert np.abs(context.embeddings_seq(0) - expected).max() < tolerance * max(1, hidden.std())

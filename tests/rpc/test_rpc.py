@@ -28,10 +28,7 @@ from pyllm.core.context import Context
 from pyllm.core.model import Model
 from pyllm.engine import Engine
 
-pytestmark = [
-    pytest.mark.skipif(not backend.support()["rpc"], reason="the RPC backend is not installed"),
-    pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals"),
-]
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 PROMPT = list(range(1, 41))
 
 

@@ -97,11 +97,12 @@ def test_the_wheel_is_whole(wheel: Path) -> None:
         path.relative_to(REPOSITORY / "pyx").with_suffix("").as_posix() for path in (REPOSITORY / "pyx").rglob("*.pyx")
     }
     assert {f"{module}.abi3.so" for module in modules} <= names or sys.platform == "win32"
-    written = ("*.py", "*.pyi", "py.typed", "*.html", "*.css", "*.js", "*.svg")
-    for root, patterns in (("pyllm", written), ("pyx/pyllm", ("*.pxd", "*.hpp"))):
-        for pattern in patterns:
-            for path in (REPOSITORY / root).rglob(pattern):
-                assert f"pyllm/{path.relative_to(REPOSITORY / root).as_posix()}" in names
+    for pattern in ("*.py", "*.pyi", "py.typed", "*.html", "*.css", "*.js", "*.svg"):
+        for path in (REPOSITORY / "pyllm").rglob(pattern):
+            assert f"pyllm/{path.relative_to(REPOSITORY / 'pyllm').as_posix()}" in names
+    for path in (REPOSITORY / "pyx/pyllm").rglob("*.hpp"):
+        assert f"pyllm/include/pyllm/{path.relative_to(REPOSITORY / 'pyx/pyllm').as_posix()}" in names
+    assert {"pyllm/core/__init__.pxd", "pyllm/core/model.pxd", "pyllm/includes/llama.pxd"} <= names
     assert "pyllm/include/llama.h" in names
     assert any(name.startswith("pyllm/lib/") and "llama" in name for name in names)
     assert {name.rpartition("/")[2] for name in names if "/licenses/" in name} == {"LICENSE", "llama.cpp.txt"}

@@ -32,6 +32,7 @@ cdef extern from "pyllm_api.h" nogil:
     enum:
         PYLLM_API_MAJOR
         PYLLM_API_MINOR
+        PYLLM_CLASS_LAYOUT
     const char * PYLLM_API_CAPSULE
 
     struct pyllm_api:
@@ -49,6 +50,7 @@ cdef extern from "pyllm_api.h" nogil:
         void (*release)(PyObject * context) noexcept
         int (*outputs_changed)(PyObject * context) except -1
         void * (*function)(const char * name) noexcept nogil
+        int (*begin_raw)(PyObject * context) except -1
 
 
 cdef extern from "pyllm_api_table.hpp" namespace "pyllm" nogil:
@@ -88,6 +90,16 @@ cdef int outputs_changed(PyObject * object) except -1:
     return 0
 
 
+cdef int begin_raw(PyObject * object) except -1:
+    cdef Context context = <Context?> <object> object
+    context.acquire()
+    try:
+        context.require()
+        return context.begin_raw()
+    finally:
+        context.release()
+
+
 cdef void * find(const char * name) noexcept nogil:
     return find_symbol(<void *> lib.llama_decode, name)
 
@@ -112,6 +124,9 @@ def function_address(name):
     return <uintptr_t> address
 
 
+# The number of the layout that the classes have, for modules that cimport them.
+CLASS_LAYOUT = PYLLM_CLASS_LAYOUT
+
 # Other symbols of the libraries are no part of any interface.
 _DECLARED = re.compile(r"\b(?:llama|ggml|gguf)_\w+")
 
@@ -134,6 +149,7 @@ table.acquire = acquire
 table.release = release
 table.outputs_changed = outputs_changed
 table.function = find
+table.begin_raw = begin_raw
 fill_functions(table)
 
 _C_API = PyCapsule_New(&table, PYLLM_API_CAPSULE, NULL)

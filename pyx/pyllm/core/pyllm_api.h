@@ -22,8 +22,12 @@
 #include "llama.h"
 
 #define PYLLM_API_MAJOR 1
-#define PYLLM_API_MINOR 0
+#define PYLLM_API_MINOR 1
 #define PYLLM_API_CAPSULE "pyllm._C_API"
+
+// Numbers the layouts of the classes in the .pxd files: it grows when a field or a C method of a class in `pyllm.core`
+// changes. A Cython module that cimports them fits pyllm only where this is pyllm.core.c_api.CLASS_LAYOUT.
+#define PYLLM_CLASS_LAYOUT 1
 
 #ifdef __cplusplus
 extern "C" {
@@ -78,6 +82,10 @@ struct pyllm_api {
     void          (*memory_seq_cp)(llama_memory_t mem, llama_seq_id src, llama_seq_id dst, llama_pos p0, llama_pos p1);
     llama_pos     (*memory_seq_pos_max)(llama_memory_t mem, llama_seq_id seq_id);
     llama_token   (*sampler_sample)(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx);
+
+    // Since 1.1. Before a call of llama_decode or llama_encode, which may move the output buffer: Python's arrays on it
+    // get memory of their own, and llama.cpp forgets its outputs then. Between acquire and release. GIL
+    int (*begin_raw)(struct _object * context);
 };
 
 #ifdef Py_PYTHON_H

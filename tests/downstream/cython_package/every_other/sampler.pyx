@@ -1,18 +1,12 @@
-"""A package of somebody else: a sampler in C that allows tokens of one parity, and a greedy loop over llama.h."""
-
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
+from libcpp.vector cimport vector
 
-from pyllm.core.batch cimport Batch
-from pyllm.core.context cimport Context
-from pyllm.core.model cimport Model
-from pyllm.core.sampler cimport Sampler
-from pyllm.core.vocab cimport Vocab
+from pyllm.core cimport Context, Sampler
 from pyllm.includes cimport llama as lib
 
 
-# ---- a native sampler: no Python runs while it samples
-
+# A native sampler: no Python runs while it samples.
 cdef const char * name(const lib.llama_sampler * sampler) noexcept nogil:
     return b"every-other"
 
@@ -52,46 +46,26 @@ class EveryOther(Sampler):
         (<Sampler?> self).own(sampler, "llama_sampler_init", {"parity": parity})
 
 
-# ---- functions of llama.h on pyllm's objects
-
-def count_special(Model model not None):
-    """The number of control tokens: one C call for each token, and no Python."""
-    cdef const lib.llama_vocab * vocab = (<Vocab> model.vocab).require()
-    cdef int32_t token
-    cdef int32_t n = 0
-    for token in range(lib.llama_vocab_n_tokens(vocab)):
-        n += lib.llama_vocab_is_control(vocab, token)
-    return n
-
-
-def greedy(Context context not None, tokens, int n):
-    """Generate `n` tokens with llama_decode itself, under the context's lock."""
+# Functions of llama.h on an object of pyllm.
+def greedy(Context context not None, list tokens, int n):
+    """Continue the tokens by `n` more, each the likeliest one (list of int)."""
+    cdef vector[lib.llama_token] batch = tokens
     cdef lib.llama_context * ptr
     cdef const float * row
-    cdef int32_t i, token, best
-    cdef int32_t code
+    cdef int32_t i, best, code
     found = []
-    context.decode(Batch.from_arrays(tokens))
-    context.acquire()
-    try:
+    with context.raw_access():
         ptr = context.require()
-        for _ in range(n):
+        while len(found) < n:
+            with nogil:
+                code = lib.llama_decode(ptr, lib.llama_batch_get_one(batch.data(), <int32_t> batch.size()))
+            if code:
+                raise RuntimeError(f"llama_decode returned {code}")
             row = lib.llama_get_logits_ith(ptr, -1)
             best = 0
             for i in range(context.n_vocab):
                 if row[i] > row[best]:
                     best = i
             found.append(best)
-            token = best
-            with nogil:
-                code = lib.llama_decode(ptr, lib.llama_batch_get_one(&token, 1))
-            if code:
-                raise RuntimeError(f"llama_decode returned {code}")
-    finally:
-        context.release()
+            batch.assign(1, best)
     return found
-
-
-def assertion(Context context not None):
-    """What llama.cpp throws, or asserts, is a Python exception here too."""
-    lib.llama_vocab_get_text((<Vocab> context.model.vocab).require(), 1 << 30)
