@@ -118,11 +118,13 @@ test: build $(STAMPS)/environment-tests
 	$(call step,tests without the slow ones)
 	@$(PY) -m pytest -m "not slow" $(PYTEST_ARGS)
 
-# What most changes touch, in less than two minutes.
+# What most changes touch, in less than two minutes on two cores. These tests start no servers and share no files: they
+# run in two processes. WORKERS=0 is one, for a debugger.
+WORKERS ?= 2
 FAST_TESTS := $(addprefix tests/,core chat structured $(addprefix engine/test_,scheduler.py draft_scheduling.py invariants.py))
 test-fast: build $(STAMPS)/environment-tests
 	$(call step,fast tests)
-	@$(PY) -m pytest -m "not slow and not process and not model" $(FAST_TESTS) $(PYTEST_ARGS)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not process and not model" $(FAST_TESTS) $(PYTEST_ARGS)
 
 test-all: build $(STAMPS)/environment-tests
 	$(call step,all tests)
