@@ -60,4 +60,6 @@ def embed_job(llm: Llama, texts: Any, job: EmbeddingCall) -> Any:
 
 def draft_of(llm: Llama) -> tuple[Any, Any]:
     """The draft model and its context."""
-    return llm._speculator.model, llm._speculator._draft_context
+    speculator = llm._speculator.speculator
+    assert speculator is not None
+    return speculator.model, speculator._draft_context
