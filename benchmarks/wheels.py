@@ -30,8 +30,10 @@ from pyllm import Llama
 model, threads, n, prompt = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.stdin.read()
 llm = Llama(model, n_ctx=1024, n_threads=threads, n_threads_batch=threads)
 for _ in range(2):
-    timings = llm(prompt, max_tokens=n, temperature=0, cache_prompt=False, logit_bias={llm.vocab.eos: -1e9}).timings
-print(json.dumps({"prompt": timings.prompt_per_second, "text": timings.predicted_per_second}))
+    answer = llm(prompt, max_tokens=n, temperature=0, cache_prompt=False, logit_bias={llm.vocab.eos: -1e9})
+assert answer.usage.completion_tokens == n
+prompt_rate = 1000 * answer.usage.prompt_tokens / answer.timings.prompt_ms
+print(json.dumps({"prompt": prompt_rate, "text": answer.timings.tokens_per_second}))
 """
 XLLAMACPP = """
 import json, sys
@@ -80,12 +82,13 @@ def measure(name: str, python: Path, model: Path, threads: int) -> dict[str, flo
     done = subprocess.run(
         [python, "-c", WORKERS[name], str(model), str(threads), str(N_GENERATED)],
         input=PROMPT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=ROOT if name == "native" else ENVIRONMENTS,
     )
+    if done.returncode:
+        raise SystemExit(f"{name} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
