@@ -19,8 +19,8 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 LINKED = [*pages(), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 MODULES = sorted(
     path.relative_to(folder).with_suffix("").as_posix().replace("/", ".")
-    for folder, pattern in ((ROOT / "pyx", "*.pyx"), (ROOT, "pyllm/**/*.py"))
-    for path in folder.rglob(pattern)
+    for folder, pattern in ((ROOT / "pyx", "**/*.pyx"), (ROOT, "pyllm/**/*.py"))
+    for path in folder.glob(pattern)
     if path.stem not in ("__init__", "__main__")
 )
 
