@@ -229,7 +229,7 @@ def test_aborted_decode_ends_waiting_for_a_server_that_hangs(
 
 def test_answers_have_a_time_limit(tiny_models: Mapping[str, Path], server: RPCServer) -> None:
     program = """
-import os, signal, sys
+import os, psutil, signal, sys
 from pyllm import errors
 from pyllm.core.batch import Batch
 from pyllm.core.breakdown import memory_breakdown
@@ -239,6 +239,8 @@ from pyllm.engine import Engine
 with Model(sys.argv[1], rpc=sys.argv[2]) as model, Context(model, n_ctx=64) as context:
     context.decode(Batch.from_arrays([1, 2, 3]))
     os.kill(int(sys.argv[3]), signal.SIGSTOP)
+    while psutil.Process(int(sys.argv[3])).status() != psutil.STATUS_STOPPED:
+        pass  # until then it may still answer
     try:
         context.decode(Batch.from_arrays([4]))
     except errors.DecodeError as error:
