@@ -48,7 +48,8 @@ class PyllmError(Exception):
         return str(text) or type(self).__name__
 
     def __str__(self) -> str:
-        text = super().__str__()
+        # KeyError's own text shows quotes around the message.
+        text = self.message if isinstance(self, KeyError) else super().__str__()
         if self.log:
             text += "\nllama.cpp said:\n" + "\n".join(f"  {line}" for line in self.log)
         return text
@@ -211,12 +212,6 @@ class DecodeAborted(DecodeError):
 
 class NoActivationError(PyllmError, KeyError):
     """The model's graph has no such tensor, or it was not captured."""
-
-    def __str__(self) -> str:
-        # KeyError's own text shows quotes around the message.
-        return "\n".join(
-            [self.message, *(["llama.cpp said:", *(f"  {line}" for line in self.log)] if self.log else [])]
-        )
 
 
 class StaleLogitsError(PyllmError, RuntimeError):

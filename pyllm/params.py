@@ -169,13 +169,9 @@ def _number(
     return dataclasses.field(default=default, metadata={_DECLARED: declared})
 
 
+@functools.cache
 def sampling_numbers() -> Mapping[str, Parameter]:
     """The numbers among the fields of :class:`SamplingParams`, by name."""
-    return _sampling_numbers()
-
-
-@functools.cache
-def _sampling_numbers() -> dict[str, Parameter]:
     fields = dataclasses.fields(SamplingParams)
     return {one.name: Parameter(one.name, *one.metadata[_DECLARED]) for one in fields if _DECLARED in one.metadata}
 
@@ -276,7 +272,7 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, one in _sampling_numbers().items():
+        for name, one in sampling_numbers().items():
             _check_number(name, getattr(self, name), one.kind, one.low, one.high)
         breakers: object = self.dry_sequence_breakers
         if not isinstance(breakers, list | tuple) or not all(isinstance(text, str) and text for text in breakers):

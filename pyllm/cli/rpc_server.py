@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from pyllm.cli.output import note, set_verbose
+from pyllm.network import is_loopback
 
-_LOOPBACK = ("127.", "localhost", "::1")
 # An assertion that fails because of what a client sent ends its connection, and not the server. One that fails at
 # every start is none of those.
 _MAX_FAILURES = 100
@@ -36,7 +36,7 @@ def rpc_server(
     from pyllm.core.backend import load_backends
 
     load_backends()
-    if not host.startswith(_LOOPBACK):
+    if not is_loopback(host):
         note(
             f"warning: {host} may be reached from other machines. RPC has no authentication and no encryption: each "
             "client can make this process do anything. Never expose it to an open network."
@@ -56,7 +56,7 @@ def rpc_server(
         stop.wait(0.1)
     if stop.is_set():
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_DFL)  # the second time it ends at once, whatever is being computed
+            signal.signal(name, signal.SIG_DFL)  # a second signal ends the process at once
         rpc.stop_serving()
     server.join()
     if failed:

@@ -40,7 +40,7 @@ def _show_version(wanted: bool) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ServerOptions:
-    """What is about the server itself; the table of a model in a config file has none of it."""
+    """Options of the server itself. The table of a model in a config file has none of them."""
 
     models_max: Annotated[
         int, _several("--models-max", envvar="LLAMA_ARG_MODELS_MAX", min=0, help="Models in memory at once; 0: any.")
@@ -149,7 +149,7 @@ class ServerOptions:
 
     @property
     def tells_all(self) -> bool:
-        """Whether llama.cpp's log is shown, and ``__verbose`` in answers."""
+        """Whether the server shows llama.cpp's log, and answers have ``__verbose``."""
         return self.verbose or self.verbosity >= _VERBOSE
 
     def names(self) -> list[str]:
@@ -193,7 +193,7 @@ class ServerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModelOptions:
-    """What is about a model that is served; the table of a model in a config file may have it."""
+    """Options of a served model. The table of a model in a config file may have them."""
 
     tags: Annotated[
         str | None,
@@ -310,7 +310,7 @@ class ServedModelOptions:
 
 
 def _items(text: str | None) -> list[str]:
-    """What stands between commas."""
+    """The items of a list with commas, without empty ones."""
     return [one.strip() for one in (text or "").split(",") if one.strip()]
 
 

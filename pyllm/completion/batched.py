@@ -33,7 +33,7 @@ class BatchedRun:
 
     @staticmethod
     def suits(request: CompletionRequest, context: Context) -> bool:
-        """Whether there are several sequences, and nothing needs them one after another."""
+        """Whether the request has several sequences that can be computed at once."""
         if request.best_of == 1 or context.n_seq_max == 1 or request.limit == 0 or request.beams is not None:
             return False
         # A processor has one state here, where each sequence of an Engine has a copy.

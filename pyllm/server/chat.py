@@ -290,7 +290,7 @@ class ChatCompletion(Wire):
 
 
 class TokenCount(Wire):
-    """How many tokens the prompt has."""
+    """The number of tokens of a prompt."""
 
     input_tokens: int
 

@@ -16,10 +16,10 @@ import uvicorn
 from starlette.applications import Starlette
 
 from pyllm.errors import PyllmError
+from pyllm.network import is_loopback
 from pyllm.server.auth import HostNames
 from pyllm.server.connections import watched
 from pyllm.server.pool import Models
-from pyllm.server.settings import is_loopback
 from pyllm.server.state import ServerState
 
 _log = logging.getLogger("pyllm.server")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -113,13 +112,3 @@ class Settings:
             raise InvalidArgumentError(f"slot_save_path must be a folder that is there, not {self.slot_save_path!r}")
         if self.max_tokens is not None and self.max_tokens < 1:
             raise InvalidArgumentError(f"max_tokens must be at least 1, or None, not {self.max_tokens!r}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine reach a server at this address."""
-    if host.lower() == "localhost" or host.endswith(".sock"):
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from support.waiting import LIMIT
+from support.waiting import LIMIT, in_threads
 
 from pyllm import Llama, errors
 
@@ -15,25 +15,6 @@ from pyllm import Llama, errors
 def llm(request, tiny_model):
     with Llama(tiny_model, n_ctx=2048, n_threads=1, **request.param) as llm:
         yield llm
-
-
-def in_threads(*jobs):
-    failures = []
-
-    def work(job):
-        try:
-            job()
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=work, args=(job,)) for job in jobs]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not any(thread.is_alive() for thread in threads)
-    if failures:
-        raise failures[0]
 
 
 def test_two_conversations(llm):

@@ -4,28 +4,11 @@ import threading
 
 import numpy as np
 import pytest
-from support.waiting import LIMIT
+from support.waiting import LIMIT, in_threads
 
 from pyllm import errors
 from pyllm.core.batch import Batch
 from pyllm.core.samplers import Greedy
-
-
-def in_threads(*functions):
-    failed = []
-
-    def run(function):
-        try:
-            function()
-        except BaseException as error:
-            failed.append(error)
-
-    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(120)
-    assert not failed, failed
 
 
 def test_decode_and_sample_stay_together(make_context):

@@ -11,8 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pyllm.errors import InvalidArgumentError
+from pyllm.network import is_loopback
 from pyllm.server import APIError, Settings, make_app
-from pyllm.server.settings import is_loopback
 from pyllm.server.wire import FINITE, Wire, decode
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,3 +18,23 @@ def wait_for(condition: Callable[[], Any], what: str = "the condition", seconds:
         assert time.monotonic() < end, f"waited {seconds:g} s for {what}"
         time.sleep(0.002)
     return value
+
+
+def in_threads(*functions: Callable[[], Any]) -> None:
+    """Run each function in a thread of its own, wait for all of them, and raise what one of them raised."""
+    failures: list[BaseException] = []
+
+    def run(function: Callable[[], Any]) -> None:
+        try:
+            function()
+        except BaseException as failure:
+            failures.append(failure)
+
+    threads = [threading.Thread(target=run, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert not any(thread.is_alive() for thread in threads), "a thread hangs"
+    if failures:
+        raise failures[0]
